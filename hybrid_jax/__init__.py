@@ -1,0 +1,1 @@
+"""OLMo Hybrid in JAX and Flax."""

@@ -1,0 +1,1 @@
+"""Kernels and plain-JAX references: arrays in, arrays out."""
