@@ -1,6 +1,6 @@
-"""What every test stands on: eight fake CPU devices, no network, and run-time checking of shapes and types.
+"""What every test stands on: eight fake CPU devices, no network, and run-time checks of shapes and types.
 
-Nothing here may import jax before the environment is set, and no test module may import our packages before the hook.
+Nothing here may import jax before the environment is set, nor our packages before the hook is installed.
 """
 
 import os
@@ -9,11 +9,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from hypothesis import settings  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+from hypothesis import settings
+from jaxtyping import install_import_hook
 
 install_import_hook(["hybrid_jax", "pallas_kernels"], "beartype.beartype")
 
-# Derandomised, so that a failure seen once is seen again; no deadline, as the first example pays for compilation.
+# Derandomised, so that a failure seen once is seen again; no deadline, as a first example pays for compiling.
 settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")
