@@ -1,0 +1,44 @@
+# make quickstart   train a small model on this machine, score it, sample from it, export it
+# make test         run the tests (ARGS="-k packing" passes arguments on to pytest)
+# make lint         ruff and mypy
+# make clean        remove the environment and every cache
+#
+# PYTHON=python3.12 chooses the interpreter the environment is made from; VENV=.venv-other chooses its folder.
+
+VENV ?= .venv
+PYTHON ?= python3.12 python3.11 python3.13 python3
+ARGS ?=
+ENV_PYTHON := $(VENV)/bin/python
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.installed-core
+	$(ENV_PYTHON) scripts/quickstart.py $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(ENV_PYTHON) -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(ENV_PYTHON) -m ruff check
+	$(ENV_PYTHON) -m ruff format --check
+	$(ENV_PYTHON) -m mypy
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp is newer than pyproject.toml once what it names is installed.
+$(VENV)/.installed-%: pyproject.toml $(VENV)/.created
+	@echo "Installing hybrid-jax ($*) into $(VENV): some minutes the first time"
+	$(ENV_PYTHON) -m pip install --quiet --editable '.$(patsubst [core],,[$*])'
+	@touch $@
+
+$(VENV)/.created:
+	@for python in $(PYTHON); do \
+	    reason=$$($$python -c 'import sys; sys.version_info >= (3, 11) or sys.exit(1); import ensurepip, venv' 2>&1) \
+	        && { echo "Creating $(VENV) with $$python"; $$python -m venv $(VENV) && touch $@; exit; }; \
+	    echo "$$python: $$(echo "$${reason:-older than 3.11}" | tail -n 1)" >&2; \
+	done; \
+	echo "error: none of these is Python 3.11 or newer with the venv module: $(PYTHON)" >&2; \
+	echo "Install one (Debian, Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3.12" >&2; \
+	exit 1
