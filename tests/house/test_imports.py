@@ -7,7 +7,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-
 from tests.house.source import PACKAGES, ROOT, imported_modules, parse, python_files
 
 EVERYWHERE = {"errors", "cli", "atomic"}
@@ -96,7 +95,7 @@ def third_party(tree: ast.Module, distributions: dict[str, list[str]]) -> set[st
 
 
 def undeclared(project: dict, *, extras: bool) -> set[str]:
-    """Distributions imported without being declared: at the top of package files, or anywhere with ``extras``."""
+    """What is imported but not declared: at the top of package files, or anywhere where ``extras`` count."""
     distributions = importlib.metadata.packages_distributions()
     imported = set()
     for path in python_files(*PACKAGES, *(["scripts"] if extras else [])):
