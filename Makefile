@@ -33,12 +33,21 @@ $(VENV)/.installed-%: pyproject.toml $(VENV)/.created
 	$(ENV_PYTHON) -m pip install --quiet --editable '.$(patsubst [core],,[$*])'
 	@touch $@
 
+# Says nothing of an interpreter that will do, and otherwise what is wrong with it.
+export CHECK_PYTHON := import sys; from importlib.util import find_spec; \
+    old = sys.version_info < (3, 11); bare = not old and not find_spec("ensurepip"); \
+    print("is only " + sys.version.split()[0] if old else "has no venv module" if bare else ""); \
+    sys.exit(old or bare)
+
 $(VENV)/.created:
 	@for python in $(PYTHON); do \
-	    reason=$$($$python -c 'import sys; sys.version_info >= (3, 11) or sys.exit(1); import ensurepip, venv' 2>&1) \
-	        && { echo "Creating $(VENV) with $$python"; $$python -m venv $(VENV) && touch $@; exit; }; \
-	    echo "$$python: $$(echo "$${reason:-older than 3.11}" | tail -n 1)" >&2; \
+	    if reason=$$($$python -c "$$CHECK_PYTHON" 2>/dev/null); then \
+	        echo "Creating $(VENV) with $$python"; \
+	        $$python -m venv $(VENV) && touch $@; \
+	        exit; \
+	    fi; \
+	    reasons="$$reasons  $$python $${reason:-was not found}\n"; \
 	done; \
-	echo "error: none of these is Python 3.11 or newer with the venv module: $(PYTHON)" >&2; \
-	echo "Install one (Debian, Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3.12" >&2; \
+	printf "error: this needs Python 3.11 or newer with its venv module:\n$$reasons" >&2; \
+	echo "Install one (Debian, Ubuntu: apt install python3-venv) or name it: make PYTHON=/path/to/python3.12" >&2; \
 	exit 1
