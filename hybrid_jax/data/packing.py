@@ -1,0 +1,70 @@
+"""Fixed-length windows over token shards, and what the model must know about the documents inside them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int32
+
+from hybrid_jax.data.token_shards import TokenShard
+from hybrid_jax.errors import InputError
+
+IGNORED_LABEL = -100
+
+
+class FixedLengthWindows:
+    """Concatenate and chunk: each shard alone gives ``len(shard) // sequence_length`` windows, its tail is dropped.
+
+    Windows cut through documents; nothing is padded (OLMo-core ``NumpyFSLDataset``).
+
+    Raises:
+        InputError: no shard holds a whole window.
+    """
+
+    def __init__(self, shards: Sequence[TokenShard], sequence_length: int):
+        self._shards = tuple(shards)
+        self._sequence_length = sequence_length
+        # Window i belongs to the first shard whose entry here exceeds i.
+        self._ends = np.cumsum([len(shard) // sequence_length for shard in self._shards])
+        if not len(self):
+            longest = max(self._shards, key=len)
+            raise InputError(
+                f"{longest.path}: found {len(longest)} tokens in the longest of {len(self._shards)} shards, expected "
+                f"at least one sequence of {sequence_length}"
+            )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Int32[np.ndarray, " T"]:
+        """The window at ``index``, counting shard after shard.
+
+        Raises:
+            InputError: the window holds an id outside the vocabulary.
+            IndexError: ``index`` is not in ``0 ... len(self) - 1``.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        shard_index = int(np.searchsorted(self._ends, index, side="right"))
+        shard = self._shards[shard_index]
+        first = int(self._ends[shard_index]) - len(shard) // self._sequence_length
+        start = (index - first) * self._sequence_length
+        return shard.read(start, start + self._sequence_length)
+
+
+def document_segment_ids(
+    input_ids: Int32[np.ndarray, "*B T"], eos_token_id: int
+) -> Int32[np.ndarray, "*B T"]:
+    """Number the documents of each row 1, 2, 3, ...; a document ends with its end-of-text token."""
+    ends = input_ids == eos_token_id
+    # A position's number is one more than the ends strictly before it.
+    return (1 + np.cumsum(ends, axis=-1) - ends).astype(np.int32)
+
+
+def next_token_labels(input_ids: Int32[np.ndarray, "*B T"]) -> Int32[np.ndarray, "*B T"]:
+    """``labels[t] = input_ids[t + 1]``; the last position has no target and gets ``IGNORED_LABEL``.
+
+    The first token of a document is a target too, predicted from the end-of-text token before it, as in OLMo-core.
+    """
+    labels = np.full_like(input_ids, IGNORED_LABEL)
+    labels[..., :-1] = input_ids[..., 1:]
+    return labels

@@ -1,0 +1,159 @@
+"""Batches by step: the global batch at step s is a pure function of the data, the seed and s.
+
+Resuming therefore needs no state but the step, and holds for any number of workers or processes. The order is
+OLMo-core's (``data/data_loader.py``): epochs count from 1, each shuffles the windows with PCG64(seed + epoch), and
+windows left over at an epoch's end are dropped.
+"""
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int32, UInt32
+
+from hybrid_jax.data.packing import FixedLengthWindows, document_segment_ids, next_token_labels
+from hybrid_jax.data.token_shards import find_shards, open_shard, token_dtype
+from hybrid_jax.errors import InputError
+
+Batch = dict[str, Int32[np.ndarray, "B T"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the tokens are and how they become batches.
+
+    Attributes:
+        paths: token shards, as files or glob patterns.
+        sequence_length: tokens in a window.
+        seed: of the order of windows.
+        document_masking: give each document of a window its own segment id; otherwise a window is one segment.
+        num_workers: threads that read batches ahead; 0 reads in the calling thread, ahead of nothing.
+        num_prefetch: batches kept ready.
+
+    Raises:
+        InputError: a field is out of its range.
+    """
+
+    paths: tuple[str, ...]
+    sequence_length: int
+    seed: int = 0
+    document_masking: bool = True
+    num_workers: int = 1
+    num_prefetch: int = 4
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.paths, tuple) or not self.paths:
+            raise InputError(f"paths: found {self.paths!r}, expected a tuple of at least one file or pattern")
+        smallest = {
+            "sequence_length": 2,
+            "seed": 0,
+            "num_workers": 0,
+            "num_prefetch": max(1, self.num_workers),
+        }
+        for name, minimum in smallest.items():
+            if getattr(self, name) < minimum:
+                raise InputError(f"{name}: found {getattr(self, name)}, expected at least {minimum}")
+
+
+def make_batches(
+    config: DataConfig, vocab_size: int, eos_token_id: int, batch_size: int, start_step: int = 0
+) -> grain.DatasetIterator[Batch]:
+    """Iterate without end over the global batches from ``start_step`` (the first of a run is 0) on.
+
+    Each batch holds int32 arrays [batch_size, sequence_length]: ``input_ids``; ``labels`` (the next token, -100 at
+    the last position); ``segment_ids`` (documents 1, 2, 3, ..., or all 1 without document masking). Batches are read
+    ahead in background threads, which end with the iterator's ``close()`` or with the iterator.
+
+    Args:
+        config: the data.
+        vocab_size: of the tokenizer that wrote the shards; it decides their integer type.
+        eos_token_id: the token that ends a document.
+        batch_size: windows in a global batch.
+        start_step: the step of the first batch to return.
+
+    Raises:
+        InputError: a shard is missing or malformed, the corpus is too short for one batch, or ``eos_token_id``,
+            ``batch_size`` or ``start_step`` is out of range; while iterating, an id is outside the vocabulary.
+    """
+    if start_step < 0:
+        raise InputError(f"start_step: found {start_step}, expected at least 0")
+    source = _BatchSource(config, vocab_size, eos_token_id, batch_size)
+    read_options = grain.ReadOptions(num_threads=config.num_workers, prefetch_buffer_size=config.num_prefetch)
+    dataset = grain.MapDataset.source(source).slice(slice(start_step, None))
+    return iter(dataset.to_iter_dataset(read_options))
+
+
+def fingerprint(config: DataConfig, vocab_size: int, eos_token_id: int, batch_size: int) -> str:
+    """Sha256 (hex) of ``data_identity``: equal fingerprints mean the same batch at every step."""
+    identity = data_identity(config, vocab_size, eos_token_id, batch_size)
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def data_identity(config: DataConfig, vocab_size: int, eos_token_id: int, batch_size: int) -> dict[str, Any]:
+    """What decides the content and order of the batches, as JSON values, so that a mismatch can be explained.
+
+    Shards count by base name and size in bytes, as in OLMo-core: they may move, but a change that keeps the size goes
+    unseen.
+
+    Raises:
+        InputError: a shard is missing.
+    """
+    return {
+        "packing": FixedLengthWindows.__name__,
+        "vocab_size": vocab_size,
+        "eos_token_id": eos_token_id,
+        "dtype": token_dtype(vocab_size).name,
+        "sequence_length": config.sequence_length,
+        "document_masking": config.document_masking,
+        "seed": config.seed,
+        "batch_size": batch_size,
+        "shards": [[path.name, path.stat().st_size] for path in find_shards(config.paths)],
+    }
+
+
+@lru_cache(maxsize=2)
+def epoch_order(num_windows: int, seed: int, epoch: int) -> UInt32[np.ndarray, " num_windows"]:
+    """The order of windows in an epoch (counted from 1): read-only, and kept for the last two epochs asked for."""
+    order = np.arange(num_windows, dtype=np.uint32)
+    np.random.Generator(np.random.PCG64(seed + epoch)).shuffle(order)
+    order.flags.writeable = False
+    return order
+
+
+class _BatchSource:
+    """Random access to batches by step, for grain's threads."""
+
+    def __init__(self, config: DataConfig, vocab_size: int, eos_token_id: int, batch_size: int):
+        if not 0 <= eos_token_id < vocab_size:
+            raise InputError(f"eos_token_id: found {eos_token_id}, expected 0 to {vocab_size - 1}")
+        if batch_size < 1:
+            raise InputError(f"batch_size: found {batch_size}, expected at least 1")
+        shards = [open_shard(path, vocab_size) for path in find_shards(config.paths)]
+        self._windows = FixedLengthWindows(shards, config.sequence_length)
+        if len(self._windows) < batch_size:
+            raise InputError(
+                f"paths: found {len(self._windows)} windows of {config.sequence_length} tokens in "
+                f"{list(config.paths)}, expected at least {batch_size}, one batch"
+            )
+        self._config = config
+        self._eos_token_id = eos_token_id
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return sys.maxsize  # epochs follow one another without end
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, batch = divmod(step, len(self._windows) // self._batch_size)
+        order = epoch_order(len(self._windows), self._config.seed, epoch + 1)
+        chosen = order[batch * self._batch_size : (batch + 1) * self._batch_size]
+        input_ids = np.stack([self._windows[int(index)] for index in chosen])
+        if self._config.document_masking:
+            segment_ids = document_segment_ids(input_ids, self._eos_token_id)
+        else:
+            segment_ids = np.ones_like(input_ids)
+        return {"input_ids": input_ids, "labels": next_token_labels(input_ids), "segment_ids": segment_ids}
