@@ -93,7 +93,7 @@ class ModelConfig:
         ):
             _check_positive(name, getattr(self, name))
         heads = self.num_attention_heads
-        if self.head_dim is None and self.hidden_size % heads:
+        if self.hidden_size % heads and not self.head_dim:
             raise InputError(
                 f"hidden_size: found {self.hidden_size}, expected a multiple of num_attention_heads {heads}"
             )

@@ -1,0 +1,134 @@
+"""Softmax attention with QK-norm, grouped heads, sliding windows, documents and a cache (OLMo 3, OLMo Hybrid)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from hybrid_jax.config import LayerSpec, ModelConfig
+from hybrid_jax.models.cache import KVCache
+from hybrid_jax.models.linear import Linear
+from hybrid_jax.models.norm import RMSNorm
+from hybrid_jax.models.rope import rotate
+from hybrid_jax.models.tokens import Tokens
+
+# Scores are made for at most this many (query, key, head, row) tuples at a time: 256 MiB in float32.
+_MAX_SCORES = 2**26
+_MAX_QUERY_BLOCK = 512
+
+
+class Attention(nnx.Module):
+    """Causal attention; q and k are RMS-normalised over their full width, before the split into heads."""
+
+    def __init__(self, config: ModelConfig, spec: LayerSpec, *, rngs: nnx.Rngs) -> None:
+        hidden, stddev, dtype = config.hidden_size, config.initializer_range, config.dtype
+        q_width = config.num_attention_heads * config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = Linear(hidden, q_width, stddev, dtype, rngs=rngs)
+        self.k_proj = Linear(hidden, kv_width, stddev, dtype, rngs=rngs)
+        self.v_proj = Linear(hidden, kv_width, stddev, dtype, rngs=rngs)
+        self.o_proj = Linear(q_width, hidden, stddev, dtype, rngs=rngs)
+        self.q_norm = RMSNorm(q_width, config.rms_norm_eps)
+        self.k_norm = RMSNorm(kv_width, config.rms_norm_eps)
+        self.head_dim = config.head_dim
+        self.spec = spec
+
+    def __call__(
+        self, x: Float[Array, "B T D"], tokens: Tokens, cache: KVCache | None
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        batch, length, _ = x.shape
+        heads = (batch, length, -1, self.head_dim)
+        q = self.q_norm(self.q_proj(x)).reshape(heads)
+        k = self.k_norm(self.k_proj(x)).reshape(heads)
+        v = self.v_proj(x).reshape(heads)
+        if self.spec.rope is not None:
+            q, k = rotate(q, tokens.positions, self.spec.rope), rotate(k, tokens.positions, self.spec.rope)
+        documents = tokens.documents if tokens.documents is not None else jnp.ones((batch, length), jnp.int32)
+        new = KVCache(k=k, v=v, index=tokens.index, documents=documents, in_place=False)
+        keys = new if cache is None else cache.extend(new)
+        y = attend(q, keys, tokens, window=self.spec.window, aligned=cache is None)
+        return self.o_proj(y.reshape(batch, length, -1)), keys
+
+
+def attend(
+    q: Float[Array, "B T H K"], keys: KVCache, tokens: Tokens, *, window: int | None, aligned: bool
+) -> Float[Array, "B T H K"]:
+    """Softmax attention of ``q`` over ``keys`` within document, causality and window; scores in float32.
+
+    Long inputs are taken a block of queries at a time and recomputed in the backward pass, so that memory grows
+    with T and not with its square.
+
+    Args:
+        q: queries, H a multiple of the keys' heads G; query head h uses key head h // (H / G).
+        keys: keys, values and where they stand.
+        tokens: where the queries stand.
+        window: most tokens a query sees, itself included; None for all before it.
+        aligned: whether the keys are those of the same tokens as the queries, slot for slot.
+    """
+    batch, length, heads, _ = q.shape
+    num_slots = keys.k.shape[1]
+    block = _query_block(batch * heads, num_slots)
+    if length <= block:
+        return _attend_block(q, keys, tokens.index, tokens.documents, window)
+
+    num_blocks = -(-length // block)
+    padding = ((0, 0), (0, num_blocks * block - length))
+    q = jnp.pad(q, (*padding, (0, 0), (0, 0)))
+    index = jnp.pad(tokens.index, padding)
+    documents = None if tokens.documents is None else jnp.pad(tokens.documents, padding)
+    span = None if window is None or not aligned else window + block
+
+    def one_block(start: Int[Array, ""]) -> Float[Array, "B b H K"]:
+        q_block, index_block, documents_block = (
+            None if x is None else jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
+            for x in (q, index, documents)
+        )
+        seen = keys
+        if span is not None and span < num_slots:
+            first = jnp.clip(start - window, 0, num_slots - span)
+            slices = {
+                name: jax.lax.dynamic_slice_in_dim(getattr(keys, name), first, span, axis=1)
+                for name in ("k", "v", "index", "documents")
+            }
+            seen = KVCache(**slices, in_place=False)
+        return _attend_block(q_block, seen, index_block, documents_block, window)
+
+    blocks = jax.lax.map(jax.checkpoint(one_block), jnp.arange(num_blocks) * block)
+    return jnp.moveaxis(blocks, 0, 1).reshape(batch, num_blocks * block, heads, -1)[:, :length]
+
+
+def _query_block(num_rows: int, num_slots: int) -> int:
+    block = _MAX_QUERY_BLOCK
+    while block > 16 and block * num_rows * num_slots > _MAX_SCORES:
+        block //= 2
+    return block
+
+
+def _attend_block(
+    q: Float[Array, "B T H K"],
+    keys: KVCache,
+    index: Int[Array, "B T"],
+    documents: Int[Array, "B T"] | None,
+    window: int | None,
+) -> Float[Array, "B T H K"]:
+    batch, length, heads, head_dim = q.shape
+    num_kv_heads = keys.k.shape[2]
+    grouped = q.reshape(batch, length, num_kv_heads, heads // num_kv_heads, head_dim)
+    scores = jnp.einsum("btghk,bsgk->bghts", grouped, keys.k, preferred_element_type=jnp.float32)
+    mask = _visible(index, documents, keys, window)[:, None, None]
+    # A finite floor keeps rows that see nothing (padding) free of NaN.
+    weights = jax.nn.softmax(jnp.where(mask, scores * head_dim**-0.5, -1e30), axis=-1).astype(q.dtype)
+    y = jnp.einsum("bghts,bsgk->btghk", weights, keys.v).reshape(q.shape)
+    return y if documents is None else jnp.where((documents != 0)[..., None, None], y, 0)
+
+
+def _visible(
+    index: Int[Array, "B T"], documents: Int[Array, "B T"] | None, keys: KVCache, window: int | None
+) -> Bool[Array, "B T S"]:
+    distance = index[:, :, None] - keys.index[:, None, :]
+    visible = distance >= 0
+    if window is not None:
+        visible &= distance < window
+    if documents is not None:
+        visible &= (documents[:, :, None] == keys.documents[:, None, :]) & (documents != 0)[:, :, None]
+    return visible

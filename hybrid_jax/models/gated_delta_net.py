@@ -1,0 +1,96 @@
+"""The Gated DeltaNet layer of OLMo Hybrid (arXiv 2412.06464, 2604.03444; transformers ``OlmoHybridGatedDeltaNet``)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from hybrid_jax.config import ModelConfig
+from hybrid_jax.models.cache import LinearCache
+from hybrid_jax.models.linear import Linear
+from hybrid_jax.models.norm import GatedRMSNorm
+from hybrid_jax.models.short_conv import ShortConv
+from hybrid_jax.models.tokens import Tokens
+from pallas_kernels.gated_delta_rule import chunk_gated_delta_rule, recurrent_gated_delta_rule
+
+# The layer's own output norm, whatever the model's eps (fla's default, kept by the release).
+_O_NORM_EPS = 1e-5
+
+
+class GatedDeltaNet(nnx.Module):
+    """Short convolutions, data-dependent decay and write strength, the gated delta rule, and a gated norm.
+
+    Decay, write strength, state and output norm are float32; projections run in the compute dtype.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        hidden, stddev, dtype = config.hidden_size, config.initializer_range, config.dtype
+        num_heads = config.linear_num_value_heads
+        key_width = config.linear_num_key_heads * config.linear_key_head_dim
+        value_width = num_heads * config.linear_value_head_dim
+        self.q_proj = Linear(hidden, key_width, stddev, dtype, rngs=rngs)
+        self.k_proj = Linear(hidden, key_width, stddev, dtype, rngs=rngs)
+        self.v_proj = Linear(hidden, value_width, stddev, dtype, rngs=rngs)
+        self.a_proj = Linear(hidden, num_heads, stddev, dtype, rngs=rngs)
+        self.b_proj = Linear(hidden, num_heads, stddev, dtype, rngs=rngs)
+        self.g_proj = Linear(hidden, value_width, stddev, dtype, rngs=rngs)
+        self.o_proj = Linear(value_width, hidden, stddev, dtype, rngs=rngs)
+        self.q_conv1d = ShortConv(key_width, config, rngs=rngs)
+        self.k_conv1d = ShortConv(key_width, config, rngs=rngs)
+        self.v_conv1d = ShortConv(value_width, config, rngs=rngs)
+        self.o_norm = GatedRMSNorm(config.linear_value_head_dim, _O_NORM_EPS)
+        self.A_log = nnx.Param(_init_a_log(rngs.params(), config))
+        self.dt_bias = nnx.Param(_init_dt_bias(rngs.params(), config))
+        self.key_head_dim = config.linear_key_head_dim
+        self.value_head_dim = config.linear_value_head_dim
+        self.beta_range = 2.0 if config.linear_allow_neg_eigval else 1.0
+
+    def __call__(
+        self, x: Float[Array, "B T D"], tokens: Tokens, cache: LinearCache | None
+    ) -> tuple[Float[Array, "B T D"], LinearCache]:
+        batch, length, _ = x.shape
+        q_tail, k_tail, v_tail = (None,) * 3 if cache is None else (cache.q_tail, cache.k_tail, cache.v_tail)
+        q, q_tail = self.q_conv1d(self.q_proj(x), tokens, q_tail)
+        k, k_tail = self.k_conv1d(self.k_proj(x), tokens, k_tail)
+        v, v_tail = self.v_conv1d(self.v_proj(x), tokens, v_tail)
+
+        beta = self.beta_range * jax.nn.sigmoid(self.b_proj(x).astype(jnp.float32))
+        step = self.a_proj(x).astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32)
+        g = -jnp.exp(self.A_log[...].astype(jnp.float32)) * jax.nn.softplus(step)
+
+        state = None
+        if cache is not None:
+            # The op gives its initial state to the row's first document: it must be the one left open.
+            state = jnp.where(tokens.open_is_first[:, None, None, None], cache.state, 0.0)
+        rule = recurrent_gated_delta_rule if length == 1 else chunk_gated_delta_rule
+        o, state = rule(
+            q.reshape(batch, length, -1, self.key_head_dim),
+            k.reshape(batch, length, -1, self.key_head_dim),
+            v.reshape(batch, length, -1, self.value_head_dim),
+            g,
+            beta,
+            initial_state=state,
+            segment_ids=tokens.documents,
+            use_qk_l2norm=True,
+        )
+        gate = self.g_proj(x).reshape(batch, length, -1, self.value_head_dim)
+        y = self.o_proj(self.o_norm(o, gate).reshape(batch, length, -1))
+        return y, LinearCache(q_tail=q_tail, k_tail=k_tail, v_tail=v_tail, state=state)
+
+
+def _init_a_log(key: Array, config: ModelConfig) -> Float[Array, " N"]:
+    """log of A ~ U(min, max), the per-head decay rate; A = 0 would have no logarithm."""
+    shape = (config.linear_num_value_heads,)
+    rate = jax.random.uniform(key, shape, jnp.float32, config.linear_a_log_min, config.linear_a_log_max)
+    return jnp.log(jnp.maximum(rate, 1e-4))
+
+
+def _init_dt_bias(key: Array, config: ModelConfig) -> Float[Array, " N"]:
+    """softplus^-1 of a step log-uniform in [dt_min, dt_max], floored."""
+    shape = (config.linear_num_value_heads,)
+    low, high = math.log(config.linear_dt_min), math.log(config.linear_dt_max)
+    step = jnp.exp(jax.random.uniform(key, shape, jnp.float32, low, high))
+    step = jnp.maximum(step, config.linear_dt_init_floor)
+    return step + jnp.log(-jnp.expm1(-step))

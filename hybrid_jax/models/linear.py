@@ -1,0 +1,41 @@
+"""Bias-free linear maps and the token embedding, with the initialisation of arXiv 2604.03444 (OLMo-core ``init.py``)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+# The name under which jax.checkpoint policies know the outputs of linear maps.
+LINEAR_OUTPUT = "linear_output"
+
+
+def truncated_normal(key: Array, shape: tuple[int, ...], stddev: float) -> Float[Array, "..."]:
+    """Normal values of ``stddev`` before truncation at three of them, float32."""
+    return stddev * jax.random.truncated_normal(key, -3.0, 3.0, shape, jnp.float32)
+
+
+class Linear(nnx.Module):
+    """``x @ kernel`` in the compute dtype; ``kernel`` is [in, out], the transpose of torch's weight."""
+
+    def __init__(self, num_in: int, num_out: int, stddev: float, dtype: DTypeLike, *, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(truncated_normal(rngs.params(), (num_in, num_out), stddev))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        y = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return checkpoint_name(y, LINEAR_OUTPUT)
+
+
+class Embed(nnx.Module):
+    """A table of ``embedding`` [vocab, D]."""
+
+    def __init__(
+        self, num_tokens: int, hidden_size: int, stddev: float, dtype: DTypeLike, *, rngs: nnx.Rngs
+    ) -> None:
+        self.embedding = nnx.Param(truncated_normal(rngs.params(), (num_tokens, hidden_size), stddev))
+        self.dtype = dtype
+
+    def __call__(self, input_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.embedding[...][input_ids].astype(self.dtype)

@@ -1,0 +1,62 @@
+"""The short causal depthwise convolution before the recurrence, aware of document borders."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from hybrid_jax.config import ModelConfig
+from hybrid_jax.models.linear import truncated_normal
+from hybrid_jax.models.tokens import Tokens
+
+
+class ShortConv(nnx.Module):
+    """``silu(sum_w kernel[w] * x[t - W + 1 + w])`` per channel, over the token's own document only.
+
+    ``kernel`` is [W, channels]; its last row meets the current token (torch's Conv1d weight [channels, 1, W],
+    transposed). Accumulates in float32.
+    """
+
+    def __init__(self, num_channels: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        shape = (config.linear_conv_kernel_dim, num_channels)
+        self.kernel = nnx.Param(truncated_normal(rngs.params(), shape, config.initializer_range))
+
+    def __call__(
+        self, x: Float[Array, "B T C"], tokens: Tokens, tail: Float[Array, "B W1 C"] | None
+    ) -> tuple[Float[Array, "B T C"], Float[Array, "B W1 C"]]:
+        """Convolve, and return the tail of inputs that the next call needs.
+
+        Args:
+            x: inputs.
+            tokens: documents of the row.
+            tail: the last W - 1 inputs before ``x``, all of document ``tokens.open_document``; None at a row's start.
+
+        Returns:
+            Outputs in x's dtype, and the last W - 1 inputs of the document now open (zeros where it is shorter).
+        """
+        kernel = self.kernel[...].astype(jnp.float32)
+        width, length = kernel.shape[0], x.shape[1]
+        if tail is None:
+            tail = jnp.zeros((x.shape[0], width - 1, x.shape[2]), x.dtype)
+        inputs = jnp.concatenate([tail.astype(x.dtype), x], axis=1)
+        documents = tokens.documents_after_tail(width - 1)
+        total = jnp.zeros(x.shape, jnp.float32)
+        for w in range(width):
+            tap = inputs[:, w : w + length].astype(jnp.float32)
+            if documents is not None and w < width - 1:
+                same = documents[:, w : w + length] == documents[:, width - 1 :]
+                tap = jnp.where(same[..., None], tap, 0.0)
+            total += tap * kernel[w]
+        return jax.nn.silu(total).astype(x.dtype), _next_tail(inputs, documents, tokens, width - 1)
+
+
+def _next_tail(
+    inputs: Float[Array, "B S C"], documents: Array | None, tokens: Tokens, size: int
+) -> Float[Array, "B W1 C"]:
+    if documents is None:
+        return inputs[:, inputs.shape[1] - size :]
+    # Slots of the last real token and those before it; where a row has none, the old tail itself.
+    slots = tokens.last_slot[:, None] + 1 + jnp.arange(size)
+    tail = jnp.take_along_axis(inputs, slots[..., None], axis=1)
+    own = jnp.take_along_axis(documents, slots, axis=1) == tokens.last_document[:, None]
+    return jnp.where(own[..., None], tail, 0)

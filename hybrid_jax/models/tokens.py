@@ -1,0 +1,106 @@
+"""Where each token of a packed batch stands: its document, its place in the row, its position."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from hybrid_jax.models.cache import Cache
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """What every mixer needs to know of a batch [B, T] besides its activations.
+
+    Attributes:
+        documents: number of each token's document, counted along the row from 1; 0 is padding. None when the whole
+            batch is one document per row without padding, so that nothing need be masked.
+        index: place of each token in its row, counted over real tokens since the cache began; strictly
+            increasing over the real tokens of a row.
+        positions: position within the document, for rotary embeddings.
+        open_document: [B] the document that the carried state belongs to (the cache's).
+        open_is_first: [B] whether the row's first real token continues that document.
+        last_slot: [B] slot of the row's last real token, -1 where it has none.
+        last_document: [B] the document open after this batch.
+    """
+
+    documents: Int[Array, "B T"] | None
+    index: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    open_document: Int[Array, " B"]
+    open_is_first: Array
+    last_slot: Int[Array, " B"]
+    last_document: Int[Array, " B"]
+
+    def documents_after_tail(self, size: int) -> Int[Array, "B S"] | None:
+        """``documents`` preceded by ``size`` slots of the open document."""
+        if self.documents is None:
+            return None
+        before = jnp.broadcast_to(self.open_document[:, None], (self.documents.shape[0], size))
+        return jnp.concatenate([before, self.documents], axis=1)
+
+
+def describe_tokens(
+    shape: tuple[int, int],
+    segment_ids: Int[Array, "B T"] | None,
+    positions: Int[Array, "B T"] | None,
+    cache: Cache | None,
+) -> tuple[Tokens, dict[str, Array]]:
+    """Place a batch after what ``cache`` has seen.
+
+    Args:
+        shape: (B, T).
+        segment_ids: id of each token's document, constant over a document and different from its neighbours';
+            0 is padding. None continues the open document (or starts one) with every token.
+        positions: positions to use for rotary embeddings; None counts from 0 in each document.
+        cache: what the row has seen before; None at its start.
+
+    Returns:
+        The Tokens, and the fields of ``Cache`` that describe the row after this batch.
+    """
+    batch, length = shape
+    zeros = jnp.zeros((batch,), jnp.int32)
+    seen = cache.length if cache is not None else zeros
+    document = cache.document if cache is not None else zeros
+    open_segment = cache.segment_id if cache is not None else zeros
+    start = cache.document_start if cache is not None else zeros
+
+    if segment_ids is None:
+        real = jnp.ones(shape, bool)
+        documents = jnp.broadcast_to(jnp.maximum(document, 1)[:, None], shape)
+        segment_now = jnp.maximum(open_segment, 1)
+    else:
+        real = segment_ids != 0
+        # The id in force at each slot: padding keeps the one before it.
+        in_force = jnp.concatenate([open_segment[:, None], segment_ids], axis=1)
+        slots = jnp.where(jnp.pad(real, ((0, 0), (1, 0)), constant_values=True), jnp.arange(length + 1), 0)
+        in_force = jnp.take_along_axis(in_force, jax.lax.cummax(slots, axis=1), axis=1)
+        begins = in_force[:, 1:] != in_force[:, :-1]
+        documents = document[:, None] + jnp.cumsum(begins, axis=1, dtype=jnp.int32)
+        segment_now = in_force[:, -1]
+
+    index = seen[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
+    last_document = documents[:, -1]
+    begins = documents != jnp.concatenate([document[:, None], documents[:, :-1]], axis=1)
+    starts = jax.lax.cummax(jnp.where(begins, index, start[:, None]), axis=1)
+    last_slot = jnp.max(jnp.where(real, jnp.arange(length, dtype=jnp.int32), -1), axis=1)
+    first_real = jnp.argmax(real, axis=1)
+    first_document = jnp.take_along_axis(documents, first_real[:, None], axis=1)[:, 0]
+    tokens = Tokens(
+        documents=None if segment_ids is None and cache is None else jnp.where(real, documents, 0),
+        index=index,
+        positions=positions if positions is not None else index - starts,
+        open_document=document,
+        open_is_first=first_document == document,
+        last_slot=last_slot,
+        last_document=last_document,
+    )
+    after = {
+        "length": seen + jnp.sum(real, axis=1, dtype=jnp.int32),
+        "document": last_document,
+        "segment_id": segment_now,
+        "document_start": starts[:, -1],
+    }
+    return tokens, after
