@@ -33,7 +33,7 @@ class DataConfig:
         seed: of the order of windows.
         document_masking: give each document of a window its own segment id; otherwise a window is one segment.
         num_workers: threads that read batches ahead; 0 reads in the calling thread, ahead of nothing.
-        num_prefetch: batches kept ready.
+        num_prefetch: batches kept ready, at least one for each worker.
 
     Raises:
         InputError: a field is out of its range.

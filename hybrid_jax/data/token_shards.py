@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Int32, Integer
 
 from hybrid_jax.atomic import write_then_rename
 from hybrid_jax.errors import InputError
@@ -27,7 +27,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 def write_shard(
     path: Path,
-    documents: Iterable[Int[np.ndarray, " _"]],
+    documents: Iterable[Integer[np.ndarray, " _"]],
     vocab_size: int,
     eos_token_id: int,
 ) -> int:
