@@ -1,0 +1,134 @@
+"""Output projection, cross-entropy and z-loss in one, a few tokens at a time.
+
+The logits of a whole batch are the largest array of training (512 x 100,352 float32 are 196 MiB); here only a chunk
+of them exists at once. Each chunk's gradients are computed while its logits are at hand, so that the forward and
+backward passes together cost three matmuls and nothing is computed twice.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Int32
+
+IGNORED_LABEL = -100
+
+
+class LossSums(NamedTuple):
+    """Sums over the targets (labels other than -100), so that microbatches add up to one token-weighted mean.
+
+    Attributes:
+        total: cross_entropy + z_loss_weight * z_loss; the only member with a gradient.
+        cross_entropy: sum of -log p(label), in nats.
+        z_loss: sum of log(sum(exp(logits)))^2, unweighted.
+        num_targets: how many there were.
+    """
+
+    total: Float32[Array, ""]
+    cross_entropy: Float32[Array, ""]
+    z_loss: Float32[Array, ""]
+    num_targets: Int32[Array, ""]
+
+
+def fused_cross_entropy(
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "D V"],
+    labels: Int[Array, "B T"],
+    z_loss_weight: float = 0.0,
+    chunk_tokens: int = 512,
+) -> LossSums:
+    """Cross-entropy of ``softmax(hidden @ kernel)`` against ``labels`` with z-loss (OLMo-core's
+    ``nn/functional/cross_entropy_loss.py``).
+
+    Matmuls run in ``hidden``'s dtype and accumulate in float32; logits and loss are float32. At most
+    ``chunk_tokens`` rows of logits (or one position of every row of the batch) exist at a time.
+
+    Args:
+        hidden: what the output projection sees.
+        kernel: the output projection; its gradient has its own dtype.
+        labels: target ids; -100 is ignored.
+        z_loss_weight: how much the squared log-partition weighs; static.
+        chunk_tokens: static.
+    """
+    batch_size, length, _ = hidden.shape
+    num_chunks = -(-length // max(1, chunk_tokens // batch_size))
+    padding = -length % num_chunks
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=IGNORED_LABEL)
+    total, cross_entropy, z_loss = _loss(
+        _split_time(hidden, num_chunks), kernel, _split_time(labels, num_chunks), z_loss_weight
+    )
+    num_targets = jnp.sum(labels != IGNORED_LABEL, dtype=jnp.int32)
+    return LossSums(total, jax.lax.stop_gradient(cross_entropy), jax.lax.stop_gradient(z_loss), num_targets)
+
+
+def _split_time(x: Array, num_chunks: int) -> Array:
+    """[B, T, ...] -> [num_chunks, B, T / num_chunks, ...]: every chunk keeps the whole batch dim, sharded or not."""
+    return jnp.moveaxis(x.reshape(x.shape[0], num_chunks, -1, *x.shape[2:]), 1, 0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _loss(hidden: Array, kernel: Array, labels: Array, z_loss_weight: float) -> tuple[Array, Array, Array]:
+    kernel = kernel.astype(hidden.dtype)
+
+    def add_chunk(sums: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
+        chunk_sums, _, _ = _chunk_loss(chunk[0], kernel, chunk[1])
+        return sums + chunk_sums, None
+
+    (cross_entropy, z_loss), _ = jax.lax.scan(add_chunk, jnp.zeros(2), (hidden, labels))
+    return cross_entropy + z_loss_weight * z_loss, cross_entropy, z_loss
+
+
+def _loss_forward(
+    hidden: Array, kernel: Array, labels: Array, z_loss_weight: float
+) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
+    compute_kernel = kernel.astype(hidden.dtype)
+
+    def add_chunk(
+        carry: tuple[Array, Array], chunk: tuple[Array, Array]
+    ) -> tuple[tuple[Array, Array], Array]:
+        sums, d_kernel = carry
+        chunk_hidden, chunk_labels = chunk
+        chunk_sums, logits, log_partition = _chunk_loss(chunk_hidden, compute_kernel, chunk_labels)
+        # d total / d logits = softmax (1 + 2 w log_partition) - onehot(label), and 0 where the label is ignored.
+        softmax = jnp.exp(logits - log_partition)
+        d_logits = softmax * (1 + 2 * z_loss_weight * log_partition) - _onehot(chunk_labels, logits)
+        d_logits = jnp.where((chunk_labels != IGNORED_LABEL)[..., None], d_logits, 0).astype(hidden.dtype)
+        d_hidden = jnp.einsum("BTV,DV->BTD", d_logits, compute_kernel, preferred_element_type=jnp.float32)
+        d_kernel += jnp.einsum("BTD,BTV->DV", chunk_hidden, d_logits, preferred_element_type=jnp.float32)
+        return (sums + chunk_sums, d_kernel), d_hidden.astype(hidden.dtype)
+
+    zeros = (jnp.zeros(2), jnp.zeros(kernel.shape, jnp.float32))
+    ((cross_entropy, z_loss), d_kernel), d_hidden = jax.lax.scan(add_chunk, zeros, (hidden, labels))
+    values = (cross_entropy + z_loss_weight * z_loss, cross_entropy, z_loss)
+    return values, (d_hidden, d_kernel.astype(kernel.dtype))
+
+
+def _loss_backward(
+    z_loss_weight: float, gradients: tuple[Array, Array], cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array, None]:
+    d_hidden, d_kernel = gradients
+    scale = cotangents[0]
+    return (d_hidden * scale).astype(d_hidden.dtype), (d_kernel * scale).astype(d_kernel.dtype), None
+
+
+_loss.defvjp(_loss_forward, _loss_backward)
+
+
+def _chunk_loss(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """The chunk's sums of (cross-entropy, z-loss), its logits [B,T,V] and log-partitions [B,T,1]; all float32."""
+    logits = jnp.einsum("BTD,DV->BTV", hidden, kernel, preferred_element_type=jnp.float32)
+    log_partition = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    # A masked sum fuses with its neighbours where a gather does not: measured a fifth faster on CPU.
+    label_logit = jnp.sum(jnp.where(_onehot(labels, logits), logits, 0), axis=-1, keepdims=True)
+    terms = jnp.stack([log_partition - label_logit, log_partition**2])
+    return (
+        jnp.sum(jnp.where((labels != IGNORED_LABEL)[..., None], terms, 0), axis=(1, 2, 3)),
+        logits,
+        log_partition,
+    )
+
+
+def _onehot(labels: Array, logits: Array) -> Array:
+    return jax.lax.broadcasted_iota(labels.dtype, logits.shape, 2) == labels[..., None]
