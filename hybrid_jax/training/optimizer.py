@@ -60,13 +60,14 @@ def make_optimizer(
     Raises:
         InputError: a pattern of ``no_decay`` matches no parameter.
     """
-    decayed = _decay_mask(parameters, config.no_decay)
-    clip = [] if config.max_grad_norm is None else [clip_by_global_norm(config.max_grad_norm)]
-    return optax.chain(
-        *clip,
-        optax.scale_by_adam(config.beta1, config.beta2, config.eps, mu_dtype=jnp.float32),
-        optax.add_decayed_weights(config.weight_decay, mask=decayed),
-        optax.scale_by_learning_rate(schedule),
+    clip = optax.identity() if config.max_grad_norm is None else clip_by_global_norm(config.max_grad_norm)
+    decay = optax.add_decayed_weights(config.weight_decay, mask=_decay_mask(parameters, config.no_decay))
+    # Names, not positions, so that saved states keep fitting when a link is added.
+    return optax.named_chain(
+        ("clip", clip),
+        ("adam", optax.scale_by_adam(config.beta1, config.beta2, config.eps, mu_dtype=jnp.float32)),
+        ("decay", decay),
+        ("learning_rate", optax.scale_by_learning_rate(schedule)),
     )
 
 

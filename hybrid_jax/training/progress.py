@@ -1,0 +1,54 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, one line per report elsewhere."""
+
+from datetime import timedelta
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+
+class RunProgress:
+    """Context manager around a run of ``num_steps``, of which ``step`` are done."""
+
+    def __init__(self, num_steps: int, step: int) -> None:
+        self._console = Console()
+        self._num_steps = num_steps
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[report]}"),
+            )
+            self._bar = Progress(*columns, console=self._console, expand=True)
+            self._task = self._bar.add_task("train", total=num_steps, completed=step, report="compiling")
+
+    def __enter__(self) -> "RunProgress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """Show that ``step`` steps have been started."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def report(self, step: int, loss: float, tokens_per_second: float, seconds_per_step: float) -> None:
+        """Show figures as of ``step``; ``loss`` is the cross-entropy in nats."""
+        left = timedelta(seconds=round((self._num_steps - step) * seconds_per_step))
+        text = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {left} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, report=text)
+        else:
+            self._console.print(f"step {step}/{self._num_steps}  {text}", highlight=False, soft_wrap=True)
+
+    def say(self, message: str) -> None:
+        """Print a line without disturbing the bar."""
+        self._console.print(message, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,117 @@
+"""RunConfig: everything that decides a training run, one frozen object per YAML file."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hybrid_jax.config import ModelConfig
+from hybrid_jax.data.pipeline import DataConfig
+from hybrid_jax.errors import InputError
+from hybrid_jax.training.optimizer import OptimizerConfig
+from hybrid_jax.training.schedule import ScheduleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and which stay. One is always written at the end and when a run is stopped.
+
+    Attributes:
+        interval: steps from one checkpoint to the next.
+        keep_last: how many of the newest stay.
+        keep_interval: checkpoints of steps divisible by this stay for good; null keeps none for good.
+
+    Raises:
+        InputError: a field is out of its range.
+    """
+
+    interval: int = 1000
+    keep_last: int = 2
+    keep_interval: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("interval", self.interval),
+            ("keep_last", self.keep_last),
+            ("keep_interval", self.keep_interval),
+        ):
+            if value is not None and value < 1:
+                raise InputError(f"{name}: found {value}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Where metrics go besides ``metrics.jsonl``, which holds every step.
+
+    Attributes:
+        interval: steps from one look at the metrics to the next: the only times the host waits for them.
+        tensorboard: also write TensorBoard files (needs the ``tensorboard`` extra).
+        wandb_project: also send them to this project of Weights & Biases (needs the ``wandb`` extra).
+
+    Raises:
+        InputError: a field is out of its range.
+    """
+
+    interval: int = 10
+    tensorboard: bool = False
+    wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise InputError(f"interval: found {self.interval}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A training run.
+
+    Attributes:
+        output_folder: receives checkpoints, metrics and the resolved configuration; a run found there is continued.
+        num_steps: optimizer steps of the whole run.
+        batch_size: sequences per optimizer step.
+        num_microbatches: parts of a batch that are computed one after the other to save memory.
+        init_seed: of the parameters' initial values.
+        z_loss_weight: weight of the squared log-partition in the loss.
+        model: the model.
+        data: what it learns from.
+        optimizer: how it learns.
+        schedule: how fast it learns.
+        checkpoint: what is kept on the way.
+        logging: what is told on the way.
+
+    Raises:
+        InputError: a field is out of its range or contradicts another.
+    """
+
+    output_folder: Path
+    num_steps: int
+    batch_size: int
+    num_microbatches: int = 1
+    init_seed: int = 0
+    z_loss_weight: float = 1e-5
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "num_microbatches"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        if self.batch_size % self.num_microbatches:
+            raise InputError(
+                f"batch_size: found {self.batch_size}, "
+                f"expected a multiple of num_microbatches = {self.num_microbatches}"
+            )
+        if not 0 <= self.z_loss_weight < float("inf"):
+            raise InputError(f"z_loss_weight: found {self.z_loss_weight}, expected 0 or more")
+        if not self.model.eos_token_ids:
+            raise InputError(
+                "model.eos_token_id: found null, expected the token that ends a document of the data"
+            )
+        rotary = any(spec.rope is not None for spec in self.model.layer_specs)
+        if rotary and self.data.sequence_length > self.model.max_position_embeddings:
+            raise InputError(
+                f"data.sequence_length: found {self.data.sequence_length}, expected at most "
+                f"model.max_position_embeddings = {self.model.max_position_embeddings}"
+            )
