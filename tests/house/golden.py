@@ -12,6 +12,7 @@ from flax import nnx
 
 from hybrid_jax.config import PRESETS, ModelConfig
 from hybrid_jax.models.causal_lm import CausalLM
+from hybrid_jax.models.paths import named_parameters
 
 FOLDER = Path(__file__).parent / "golden"
 TINY_PRESETS = sorted(name for name in PRESETS if name.startswith("tiny"))
@@ -21,10 +22,7 @@ def parameters(preset: str) -> dict[str, str]:
     """Path of every parameter -> "dtype[sizes]", in the order of the tree; nothing is computed."""
     config = ModelConfig.preset(preset)
     model = jax.eval_shape(lambda: CausalLM(config, rngs=nnx.Rngs(0)))
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model)
-    }
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in named_parameters(model).items()}
 
 
 if __name__ == "__main__":
