@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from hybrid_jax.atomic import write_then_rename
 from hybrid_jax.errors import InputError
@@ -15,6 +15,7 @@ from hybrid_jax.training.run_config import LoggingConfig
 JSONL_NAME = "metrics.jsonl"
 
 
+@runtime_checkable
 class MetricsWriter(Protocol):
     """Takes the metrics of each step once, in order."""
 

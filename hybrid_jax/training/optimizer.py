@@ -75,7 +75,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """Scale by min(1, max_norm / (norm + 1e-6)), as torch and OLMo-core do (optax's own has no 1e-6)."""
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
-        scale = jnp.minimum(1.0, max_norm / (optax.global_norm(updates) + 1e-6))
+        scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + 1e-6))
         return jax.tree.map(lambda update: update * scale, updates), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)

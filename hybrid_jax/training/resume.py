@@ -29,7 +29,7 @@ def check_same_data(data: Mapping[str, Any], saved: Mapping[str, Any], checkpoin
     Raises:
         InputError: lists what changed.
     """
-    _refuse(_differences(data, saved, "data: "), checkpoint, "other data")
+    _refuse(_differences(data, saved, "data."), checkpoint, "other data")
 
 
 def _refuse(differences: list[str], checkpoint: str, what: str) -> None:

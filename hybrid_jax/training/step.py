@@ -1,6 +1,6 @@
 """One optimizer step as one compiled function: microbatches, gradients, update and metrics, all on the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ from hybrid_jax.training.loss import IGNORED_LABEL, LossSums, fused_cross_entrop
 from hybrid_jax.training.schedule import Schedule
 from hybrid_jax.training.state import TrainState
 
-Batch = dict[str, Int32[Array | np.ndarray, "B T"]]
+Batch = dict[str, Int32[Array, "B T"]]
 Metrics = dict[str, Float32[Array, ""]]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Mapping[str, Array | np.ndarray]], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
@@ -53,7 +53,7 @@ def make_train_step(
             "train/Z loss": scale * sums.z_loss * z_loss_weight,
             "train/Z loss unscaled": scale * sums.z_loss,
             "train/masked labels (%)": 1 - num_targets / num_labels,
-            "optim/total grad norm": optax.global_norm(gradients),
+            "optim/total grad norm": optax.tree.norm(gradients),
             "optim/LR (group 0)": schedule(state.step),
         }
         model = optax.apply_updates(state.model, updates)

@@ -38,19 +38,21 @@ def relative_error(found, expected) -> float:
 def test_values_and_gradients_in_float32(chunk_tokens):
     hidden, kernel, labels = make_inputs()
     expected = naive_loss(hidden, kernel, labels)
-    found = fused_cross_entropy(hidden, kernel, labels, Z_LOSS_WEIGHT, chunk_tokens)
+    found = jax.jit(fused_cross_entropy, static_argnums=(3, 4))(
+        hidden, kernel, labels, Z_LOSS_WEIGHT, chunk_tokens
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
     def total(loss, weight):
         return lambda hidden, kernel: weight * loss(hidden, kernel, labels)[0]
 
     # A weight other than 1: the gradients are made before the cotangent is known.
-    expected_gradients = jax.grad(total(naive_loss, 0.7), argnums=(0, 1))(hidden, kernel)
+    expected_gradients = jax.jit(jax.grad(total(naive_loss, 0.7), argnums=(0, 1)))(hidden, kernel)
 
     def fused(*arrays):
         return fused_cross_entropy(*arrays, Z_LOSS_WEIGHT, chunk_tokens)
 
-    value, gradients = jax.value_and_grad(total(fused, 0.7), argnums=(0, 1))(hidden, kernel)
+    value, gradients = jax.jit(jax.value_and_grad(total(fused, 0.7), argnums=(0, 1)))(hidden, kernel)
     np.testing.assert_allclose(value, 0.7 * expected[0], rtol=1e-6)
     for found_gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         assert relative_error(found_gradient, expected_gradient) < 2e-6

@@ -1,16 +1,18 @@
 """AdamW with clipping against its formulas in float64, and the choice of decayed parameters."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_jax.config import ModelConfig
 from hybrid_jax.errors import InputError
 from hybrid_jax.models import create_model
 from hybrid_jax.models.paths import named_parameters
 from hybrid_jax.training.optimizer import OptimizerConfig, clip_by_global_norm, make_optimizer
 from hybrid_jax.training.schedule import ScheduleConfig, make_schedule
+from tests.training.toy import toy_model
 
 NUM_STEPS = 6
 
@@ -21,7 +23,7 @@ def test_adamw_follows_the_formulas():
     rng = np.random.default_rng(0)
     parameters = {"a": rng.normal(size=(3, 4)).astype(np.float32), "b": rng.normal(size=5).astype(np.float32)}
     optimizer = make_optimizer(config, schedule, parameters)
-    state = optimizer.init(parameters)
+    state, update = optimizer.init(parameters), jax.jit(optimizer.update)
     expected = {name: value.astype(np.float64) for name, value in parameters.items()}
     m = {name: np.zeros_like(value) for name, value in expected.items()}
     v = {name: np.zeros_like(value) for name, value in expected.items()}
@@ -31,7 +33,7 @@ def test_adamw_follows_the_formulas():
         grads = {
             name: (0.05 * 3**step * rng.normal(size=p.shape)).astype(np.float32) for name, p in m.items()
         }
-        updates, state = optimizer.update(grads, state, parameters)
+        updates, state = update(grads, state, parameters)
         parameters = jax.tree.map(jnp.add, parameters, updates)
         norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in grads.values()))
         learning_rate = float(schedule(step))
@@ -55,14 +57,18 @@ def test_clipping_leaves_small_gradients_bit_equal():
 
 @pytest.fixture(scope="module")
 def model():
-    return create_model(ModelConfig.preset("tiny"))
+    """All ones."""
+    shapes = jax.eval_shape(partial(create_model, toy_model()))
+    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
 
 
 def decayed_names(model, **fields) -> set[str]:
     """Names of parameters that one update with zero gradients changes: those that decay."""
     optimizer = make_optimizer(OptimizerConfig(**fields), lambda count: jnp.float32(0.1), model)
-    ones = jax.tree.map(jnp.ones_like, model)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, model), optimizer.init(ones), ones)
+    update = jax.jit(
+        lambda model: optimizer.update(jax.tree.map(jnp.zeros_like, model), optimizer.init(model), model)
+    )
+    updates, _ = update(model)
     return {name for name, update in named_parameters(updates).items() if np.any(np.asarray(update))}
 
 
@@ -83,7 +89,9 @@ def test_pattern_that_matches_nothing(model):
 
 
 def test_moments_are_float32(model):
-    state = make_optimizer(OptimizerConfig(), lambda count: jnp.float32(0.1), model).init(model)
+    state = jax.eval_shape(
+        make_optimizer(OptimizerConfig(), lambda count: jnp.float32(0.1), model).init, model
+    )
     moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
     assert len(moments) == 2 * len(jax.tree.leaves(model))
     assert {leaf.dtype for leaf in moments} == {jnp.dtype(jnp.float32)}
