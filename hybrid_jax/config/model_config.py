@@ -139,7 +139,8 @@ class ModelConfig:
         )
         if len(self.layer_types) != self.num_hidden_layers:
             raise InputError(
-                f"layer_types: found {len(self.layer_types)} entries, expected num_hidden_layers = {self.num_hidden_layers}"
+                f"layer_types: found {len(self.layer_types)} entries, "
+                f"expected num_hidden_layers = {self.num_hidden_layers}"
             )
         for index, layer_type in enumerate(self.layer_types):
             _check_choice(f"layer_types[{index}]", layer_type, LAYER_TYPES)

@@ -76,22 +76,22 @@ def attend(
     q = jnp.pad(q, (*padding, (0, 0), (0, 0)))
     index = jnp.pad(tokens.index, padding)
     documents = None if tokens.documents is None else jnp.pad(tokens.documents, padding)
-    span = None if window is None or not aligned else window + block
+    span = num_slots if window is None or not aligned else min(window + block, num_slots)
 
     def one_block(start: Int[Array, ""]) -> Float[Array, "B b H K"]:
-        q_block, index_block, documents_block = (
-            None if x is None else jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
-            for x in (q, index, documents)
-        )
+        def take(x: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
+
         seen = keys
-        if span is not None and span < num_slots:
-            first = jnp.clip(start - window, 0, num_slots - span)
+        if span < num_slots:
+            first = jnp.clip(start + block - span, 0, num_slots - span)
             slices = {
                 name: jax.lax.dynamic_slice_in_dim(getattr(keys, name), first, span, axis=1)
                 for name in ("k", "v", "index", "documents")
             }
             seen = KVCache(**slices, in_place=False)
-        return _attend_block(q_block, seen, index_block, documents_block, window)
+        own_documents = None if documents is None else take(documents)
+        return _attend_block(take(q), seen, take(index), own_documents, window)
 
     blocks = jax.lax.map(jax.checkpoint(one_block), jnp.arange(num_blocks) * block)
     return jnp.moveaxis(blocks, 0, 1).reshape(batch, num_blocks * block, heads, -1)[:, :length]

@@ -59,7 +59,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], tokens: Tokens, cache: LayerCache | None
     ) -> tuple[Float[Array, "B T D"], LayerCache]:
-        new_cache = cache
+        new_cache: LayerCache
         for branch in self.branches:
             y = x if branch.norm_before is None else getattr(self, branch.norm_before)(x)
             module = getattr(self, branch.module)
@@ -160,7 +160,7 @@ def layer_index(config: ModelConfig, index: int) -> tuple[int, int, int]:
 
 def unstack_caches(caches: tuple[tuple[LayerCache, ...], ...]) -> tuple[tuple[LayerCache, ...], ...]:
     """Caches of stacked groups as those of ``LayerStack.unstacked``."""
-    single = []
+    single: list[tuple[LayerCache, ...]] = []
     for group in caches:
         num_repeats = jax.tree.leaves(group)[0].shape[0]
         for repeat in range(num_repeats):

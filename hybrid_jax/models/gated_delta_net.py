@@ -81,7 +81,7 @@ class GatedDeltaNet(nnx.Module):
 
 
 def _init_a_log(key: Array, config: ModelConfig) -> Float[Array, " N"]:
-    """log of A ~ U(min, max), the per-head decay rate; A = 0 would have no logarithm."""
+    """Logarithm of A ~ U(min, max), the per-head decay rate; A = 0 would have no logarithm."""
     shape = (config.linear_num_value_heads,)
     rate = jax.random.uniform(key, shape, jnp.float32, config.linear_a_log_min, config.linear_a_log_max)
     return jnp.log(jnp.maximum(rate, 1e-4))

@@ -1,4 +1,4 @@
-"""Bias-free linear maps and the token embedding, with the initialisation of arXiv 2604.03444 (OLMo-core ``init.py``)."""
+"""Bias-free linear maps and the token embedding, initialised as OLMo-core does (``nn/transformer/init.py``)."""
 
 import jax
 import jax.numpy as jnp

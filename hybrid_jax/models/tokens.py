@@ -43,7 +43,7 @@ class Tokens:
 
 
 def describe_tokens(
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     segment_ids: Int[Array, "B T"] | None,
     positions: Int[Array, "B T"] | None,
     cache: Cache | None,
