@@ -1,0 +1,136 @@
+"""Models as Orbax checkpoints: arrays under their dotted names and the configuration, no optimizer.
+
+The same form as the checkpoints of a training run, whose model can therefore be read here too. No Python class is
+needed to read the arrays.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, SingleDeviceSharding
+from jax.typing import DTypeLike
+
+from hybrid_jax.checkpoints.key_map import abstract_model, model_from_parameters, stays_float32
+from hybrid_jax.checkpoints.pretrained import dtype_name
+from hybrid_jax.config import ModelConfig
+from hybrid_jax.errors import InputError
+from hybrid_jax.models import CausalLM
+from hybrid_jax.models.paths import named_parameters
+from hybrid_jax.sharding import parameter_sharding
+from hybrid_jax.yaml_config import from_mapping, to_mapping
+
+# Folders within a checkpoint, each an item of Orbax.
+MODEL, CONFIG = "model", "config"
+
+
+def save_orbax(model: CausalLM, folder: str | os.PathLike[str]) -> None:
+    """Write the model's parameters, as they are, and its configuration.
+
+    Args:
+        model: its parameters may lie on any devices.
+        folder: must not exist yet; appears only once it is complete.
+
+    Raises:
+        InputError: ``folder`` exists.
+        OSError: it cannot be written, a full disk for instance.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise InputError(f"{folder}: exists already; checkpoints are not written over")
+    parameters = named_parameters(model)
+    handler = ocp.CompositeCheckpointHandler(
+        **{MODEL: _array_handler(parameters), CONFIG: ocp.JsonCheckpointHandler()}
+    )
+    items = ocp.args.Composite(
+        **{
+            MODEL: ocp.args.PyTreeSave(parameters),
+            CONFIG: ocp.args.JsonSave({"model": to_mapping(model.config)}),
+        }
+    )
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder, items)
+
+
+def load_orbax(
+    folder: str | os.PathLike[str], dtype: DTypeLike | None = None, mesh: Mesh | None = None
+) -> CausalLM:
+    """Read the model from a folder that ``save_orbax`` wrote, or from one step's folder of a training run.
+
+    Args:
+        folder: holds ``model`` and ``config``.
+        dtype: float32 or bfloat16, as in ``from_pretrained``; None keeps what was saved.
+        mesh: where the parameters shall lie, as in ``from_pretrained``.
+
+    Raises:
+        InputError: not such a folder, damaged, or arrays that do not fit the configuration (all are listed).
+    """
+    folder = Path(folder).absolute()
+    config, stored = read_orbax(folder)
+    if dtype is not None:
+        config = config.replace(dtype=dtype_name(dtype))
+    problems = compare_arrays(config, stored)
+    if problems:
+        raise InputError("\n  ".join([f"{folder}: the arrays do not fit the configuration:", *problems]))
+    device = SingleDeviceSharding(jax.devices()[0])
+    targets = {}
+    for path, leaf in stored.items():
+        wanted = leaf.dtype if dtype is None else jnp.float32 if stays_float32(path) else dtype
+        sharding = device if mesh is None else parameter_sharding(path, leaf.shape, mesh)
+        targets[path] = jax.ShapeDtypeStruct(leaf.shape, wanted, sharding=sharding)
+    arguments = ocp.args.PyTreeRestore(
+        item=targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets)
+    )
+    try:
+        parameters = _array_handler(targets).restore(folder / MODEL, args=arguments)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: cannot be read: {error}") from None
+    return model_from_parameters(config, parameters)
+
+
+def read_orbax(folder: Path) -> tuple[ModelConfig, dict[str, jax.ShapeDtypeStruct]]:
+    """The configuration, and every array's shape and dtype by path; no array is read.
+
+    Raises:
+        InputError: not a checkpoint with a model in it, or a damaged one.
+    """
+    folder = folder.absolute()
+    for item in (MODEL, CONFIG):
+        if not (folder / item).is_dir():
+            raise InputError(f"{folder}: not an Orbax checkpoint of a model: it has no folder {item!r}")
+    try:
+        content = ocp.JsonCheckpointHandler().restore(folder / CONFIG)
+        arrays = ocp.PyTreeCheckpointHandler().metadata(folder / MODEL).tree
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: cannot be read: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise InputError(f"{folder / CONFIG}: expected a JSON object with a 'model'")
+    config = from_mapping(ModelConfig, content["model"], str(folder / CONFIG))
+    return config, {
+        path: jax.ShapeDtypeStruct(tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in arrays.items()
+    }
+
+
+def compare_arrays(config: ModelConfig, stored: dict[str, jax.ShapeDtypeStruct]) -> list[str]:
+    """One line for each array that is missing, unexpected or wrongly shaped."""
+    expected = {path: leaf.shape for path, leaf in named_parameters(abstract_model(config)).items()}
+    return (
+        [f"missing: {path}, expected {list(shape)}" for path, shape in expected.items() if path not in stored]
+        + [f"unexpected: {path} {list(leaf.shape)}" for path, leaf in stored.items() if path not in expected]
+        + [
+            f"wrong shape: {path}, found {list(leaf.shape)}, expected {list(expected[path])}"
+            for path, leaf in stored.items()
+            if path in expected and leaf.shape != expected[path]
+        ]
+    )
+
+
+def _array_handler(arrays: dict[str, Any]) -> ocp.PyTreeCheckpointHandler:
+    """Handles arrays nearly one at a time: by default Orbax holds a copy of them all."""
+    largest = max(array.size * array.dtype.itemsize for array in arrays.values())
+    limit = largest // 10**9 + 1  # GB; must exceed every single array
+    return ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit)
