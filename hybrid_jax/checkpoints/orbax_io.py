@@ -4,6 +4,7 @@ The same form as the checkpoints of a training run, whose model can therefore be
 needed to read the arrays.
 """
 
+import glob
 import os
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hybrid_jax.config import ModelConfig
 from hybrid_jax.errors import InputError
 from hybrid_jax.models import CausalLM
 from hybrid_jax.models.paths import named_parameters
+from hybrid_jax.orbax_failures import os_error_code, remove_half_written, tell_failures_once
 from hybrid_jax.sharding import parameter_sharding
 from hybrid_jax.yaml_config import from_mapping, to_mapping
 
@@ -52,8 +54,16 @@ def save_orbax(model: CausalLM, folder: str | os.PathLike[str]) -> None:
             CONFIG: ocp.args.JsonSave({"model": to_mapping(model.config)}),
         }
     )
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder, items)
+    tell_failures_once()
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(folder, items)
+    except (OSError, ValueError) as error:
+        remove_half_written(folder.parent, glob.escape(folder.name))
+        code = os_error_code(error)
+        if code is None:
+            raise
+        raise OSError(f"{folder}: cannot be written: {os.strerror(code)}") from None
 
 
 def load_orbax(

@@ -25,7 +25,7 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from hybrid_jax.errors import InputError
 from hybrid_jax.models.paths import named_parameters
-from hybrid_jax.training.orbax_failures import os_error_code, remove_half_written, tell_failures_once
+from hybrid_jax.orbax_failures import os_error_code, remove_half_written, tell_failures_once
 from hybrid_jax.training.run_config import CheckpointConfig
 from hybrid_jax.training.state import TrainState
 

@@ -1,7 +1,9 @@
 """Small models and Hugging Face folders to read, made without torch."""
 
 import json
-from collections.abc import Mapping
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -51,3 +53,14 @@ def tensors_of(folder: Path) -> dict[str, np.ndarray]:
         set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
     )
     return {name: tensor for file in sorted(files) for name, tensor in load_file(folder / file).items()}
+
+
+@contextmanager
+def small_disk(num_bytes: int) -> Iterator[None]:
+    """Writing more than this to a file fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

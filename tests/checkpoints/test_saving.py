@@ -1,6 +1,4 @@
 import json
-import resource
-from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +10,7 @@ from safetensors.numpy import save_file
 from hybrid_jax.checkpoints import from_pretrained, save_pretrained
 from hybrid_jax.checkpoints.safetensors_writer import LazyTensor, write_safetensors
 from hybrid_jax.errors import InputError
-from tests.checkpoints.folders import CONFIG, random_model, same, tensors_of, write_folder
-
-
-@contextmanager
-def small_disk(num_bytes):
-    """Writing more than this to a file fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from tests.checkpoints.folders import CONFIG, random_model, same, small_disk, tensors_of, write_folder
 
 
 def contents(folder):

@@ -46,12 +46,15 @@ def os_error_code(error: Exception) -> int | None:
     return int(named[1]) if named else None
 
 
-def remove_half_written(folder: Path) -> None:
-    """Remove unfinished checkpoints from a folder, if there is one, once nobody writes to them any more."""
+def remove_half_written(folder: Path, name: str = "*") -> None:
+    """Remove unfinished checkpoints called ``name`` from a folder, if there is one.
+
+    Waits until this process writes to them no more; another's are not to be among them.
+    """
     for thread in threading.enumerate():
         if type(thread).__module__.startswith("orbax."):
             threading.Thread.join(thread, timeout=60)  # Orbax's own join raises the thread's error once more
-    unfinished = "*.orbax-checkpoint-tmp*"
+    unfinished = f"{name}.orbax-checkpoint-tmp*"
     for _ in range(20):
         if not any(folder.glob(unfinished)):
             return
