@@ -1,0 +1,5 @@
+"""Text from prompts: sampling, prefill in chunks, and the decode loop on device."""
+
+from hybrid_jax.generation.generate import generate, stream
+
+__all__ = ["generate", "stream"]
