@@ -44,7 +44,7 @@ class Quickstart:
 def main() -> None:
     """Prepare data, train, score, sample, export, draw, and say where everything is."""
     arguments = tyro.cli(Quickstart, description=__doc__)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     run = load(RunConfig, arguments.config)
     output = arguments.output or run.output_folder
     corpus = prepare_stdlib_corpus(output / "data", run.model.vocab_size)
