@@ -141,6 +141,8 @@ def hf_from_config(config: "ModelConfig") -> dict[str, Any]:
         del written["head_dim"]
     if linear and config.sliding_window is None:
         del written["sliding_window"]
+    if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
+        written["pad_token_id"] = None  # torch refuses a padding index outside its embedding
     ropes = config.rope_parameters
     full, sliding = _rope_to_hf(ropes.full_attention), _rope_to_hf(ropes.sliding_attention)
     if not linear or "sliding_attention" in config.layer_types:

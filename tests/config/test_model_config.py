@@ -168,6 +168,11 @@ def test_yarn_without_an_original_length_is_refused():
         Rope(rope_type="yarn", factor=8.0)
 
 
+def test_a_padding_id_outside_the_vocabulary_is_not_written():
+    assert ModelConfig.preset("tiny", pad_token_id=255).to_hf()["pad_token_id"] == 255
+    assert ModelConfig.preset("tiny", pad_token_id=256).to_hf()["pad_token_id"] is None
+
+
 def test_models_beyond_transformers_say_so():
     with pytest.warns(UserWarning, match="at least one full-attention layer"):
         ModelConfig.preset("gdn_60m").to_hf()
