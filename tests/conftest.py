@@ -9,11 +9,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import jaxtyping
+import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
-install_import_hook(["hybrid_jax", "pallas_kernels"], "beartype.beartype")
+jaxtyping.install_import_hook(["hybrid_jax", "pallas_kernels"], "beartype.beartype")
 
 # Derandomised, so that a failure seen once is seen again; no deadline, as a first example pays for compiling.
 settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")
+
+
+@pytest.fixture
+def as_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the run-time checks, which would be first to refuse a wrong type; users have only our own errors."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -144,6 +144,7 @@ def test_what_cannot_be_honoured_is_refused(hf_config, message):
         ),
         ({"layer_types": ("full_attention", "mamba") * 2}, r"layer_types\[1\]: found 'mamba'"),
         ({"layer_types": ("sliding_attention",) * 4}, "sliding_window: found None"),
+        ({"model_type": "olmo2"}, "model_type: found 'olmo2'"),
         (
             {"model_type": "olmo3", "layer_types": ("linear_attention",) * 4},
             "which model_type 'olmo3' does not have",
@@ -153,6 +154,7 @@ def test_what_cannot_be_honoured_is_refused(hf_config, message):
         ({"head_dim": 15, "rope_parameters": RopeParameters(full_attention=Rope())}, "head_dim: found 15"),
     ],
 )
+@pytest.mark.usefixtures("as_for_users")
 def test_contradictions_are_named(fields, message):
     with pytest.raises(InputError, match=message):
         ModelConfig.preset("tiny", **fields)
