@@ -7,6 +7,7 @@ from typing import Literal
 
 import tyro
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from hybrid_jax.checkpoints import from_pretrained, load_orbax, save_orbax, save_pretrained
@@ -84,7 +85,7 @@ def inspect(path: tyro.conf.Positional[str], revision: str | None = None) -> Non
     table.add_row("layers", _layers(found))
     table.add_row("parameters", f"{found.num_parameters:,}")
     table.add_row("dtypes", ", ".join(f"{dtype} ({count} arrays)" for dtype, count in found.dtypes.items()))
-    table.add_row("size", f"{found.num_bytes / 1e9:,.3f} GB")
+    table.add_row("size", decimal(found.num_bytes))
     table.add_row("layout", found.layout)
     table.add_row("would not map", "\n".join(found.problems) or "nothing")
     console.print(table)
@@ -107,9 +108,7 @@ def _say_read(path: str | Path, found: Description, model: CausalLM, started: fl
 def _say_written(out: Path, started: float) -> None:
     files = [path for path in out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    console.print(
-        f"wrote {out}: {len(files)} files, {size / 1e9:,.3f} GB; {time.monotonic() - started:.1f} s"
-    )
+    console.print(f"wrote {out}: {len(files)} files, {decimal(size)}; {time.monotonic() - started:.1f} s")
 
 
 if __name__ == "__main__":

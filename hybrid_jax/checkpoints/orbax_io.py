@@ -58,9 +58,9 @@ def save_orbax(model: CausalLM, folder: str | os.PathLike[str]) -> None:
     try:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(folder, items)
-    except (OSError, ValueError) as error:
+    except BaseException as error:
         remove_half_written(folder.parent, glob.escape(folder.name))
-        code = os_error_code(error)
+        code = os_error_code(error) if isinstance(error, OSError | ValueError) else None
         if code is None:
             raise
         raise OSError(f"{folder}: cannot be written: {os.strerror(code)}") from None
