@@ -142,21 +142,15 @@ def _bursts(
     rows = decoding.prefill(
         model, input_ids, lengths, np.uint32(seed % 2**32), settings, capacity=capacity, chunk_size=chunk_size
     )
-    made, finished = rows.token[:, None], jnp.all(rows.done)
+    yield _token_lists(rows.token[:, None])
     remaining = max_new_tokens - 1
     if remaining:
         model, rows = decoding.unstack(model, rows)
-    while remaining:
-        # The device is given its next burst before the last one is looked at, so that it need not wait.
+    while remaining and not np.all(rows.done):
         num_steps = min(burst_size, remaining)
-        rows, following = decoding.decode(model, rows, settings, num_steps)
+        rows, made = decoding.decode(model, rows, settings, np.int32(num_steps))
         remaining -= num_steps
-        following_finished = jnp.all(rows.done)
         yield _token_lists(made)
-        if finished:
-            return
-        made, finished = following, following_finished
-    yield _token_lists(made)
 
 
 def _token_lists(made: Array) -> list[list[int]]:
