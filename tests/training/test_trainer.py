@@ -1,0 +1,118 @@
+"""The training loop in this process: what it leaves behind, what it refuses, how it ends."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from hybrid_jax.data.pipeline import DataConfig
+from hybrid_jax.errors import InputError
+from hybrid_jax.training.metrics import read_metrics
+from hybrid_jax.training.run_config import RunConfig
+from hybrid_jax.training.schedule import ScheduleConfig, make_schedule
+from hybrid_jax.training.trainer import train
+from hybrid_jax.yaml_config import load
+from tests.training.toy import ATTENTION_ONLY, LENGTH, toy_model, toy_run, write_tokens
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 6 steps and its last state."""
+    config = toy_run(tmp_path_factory.mktemp("finished"), model=toy_model(**ATTENTION_ONLY))
+    return config, train(config)
+
+
+def test_what_a_run_leaves(finished):
+    config, state = finished
+    folder = config.output_folder
+    assert int(state.step) == 6
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["4", "6"]
+    assert load(RunConfig, folder / "config.yaml") == config
+
+
+def test_metrics_of_every_step(finished):
+    config, _ = finished
+    lines = list(read_metrics(config.output_folder / "metrics.jsonl"))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    schedule = make_schedule(config.schedule, config.num_steps)
+    for line in lines:
+        assert line["train/PPL"] == pytest.approx(np.exp(line["train/CE loss"]))
+        assert line["throughput/total tokens"] == line["step"] * 4 * LENGTH
+        assert line["optim/LR (group 0)"] == pytest.approx(float(schedule(line["step"] - 1)))
+    assert lines[-1]["throughput/device/TPS"] > 0
+    assert "throughput/device/TPS" not in lines[0], "the first step compiles"
+
+
+def test_complete_run_is_returned_unchanged(finished, capsys):
+    config, state = finished
+    again = train(config)
+    assert "already complete at step 6" in capsys.readouterr().out
+    for found, expected in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert len(list(read_metrics(config.output_folder / "metrics.jsonl"))) == 6
+
+
+def refusal(config: RunConfig) -> str:
+    before = sorted(config.output_folder.rglob("*"))
+    with pytest.raises(InputError) as caught:
+        train(config)
+    assert sorted(config.output_folder.rglob("*")) == before, "nothing may be left behind"
+    return str(caught.value)
+
+
+def test_other_model_is_refused(finished):
+    config, _ = finished
+    message = refusal(dataclasses.replace(config, model=config.model.replace(intermediate_size=48)))
+    assert (
+        "checkpoints/6: made with another model: model.intermediate_size: found 48, the checkpoint has 32"
+        in message
+    )
+
+
+def test_other_data_is_refused(finished, tmp_path):
+    config, _ = finished
+    message = refusal(dataclasses.replace(config, data=dataclasses.replace(config.data, seed=5)))
+    assert "checkpoints/6: made with other data: data.seed: found 5, the checkpoint has 0" in message
+    shard = write_tokens(tmp_path / "more.npy", num_tokens=5000)
+    message = refusal(dataclasses.replace(config, data=dataclasses.replace(config.data, paths=(str(shard),))))
+    assert (
+        "data.shards: found [['more.npy', 5000]] where the checkpoint has [['tokens.npy', 4000]]" in message
+    )
+
+
+def test_bad_input_leaves_nothing(tmp_path):
+    shard = write_tokens(tmp_path / "short.npy", num_tokens=40)
+    config = toy_run(tmp_path, data=DataConfig(paths=(str(shard),), sequence_length=LENGTH))
+    assert "short.npy" in refusal(config)
+    config = toy_run(tmp_path, data=DataConfig(paths=("absent.npy",), sequence_length=LENGTH))
+    assert "absent.npy" in refusal(config)
+    assert "warmup 9 steps" in refusal(toy_run(tmp_path, schedule=ScheduleConfig(warmup=9)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_loss_that_is_not_finite_ends_the_run(tmp_path):
+    schedule = ScheduleConfig(learning_rate=1e38)
+    config = toy_run(tmp_path, model=toy_model(**ATTENTION_ONLY), schedule=schedule, num_steps=5)
+    with pytest.raises(InputError, match=r"^step [2-5]: found loss (nan|inf), expected a finite number"):
+        train(config)
+    steps = [line["step"] for line in read_metrics(config.output_folder / "metrics.jsonl")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"num_steps": 0}, "num_steps: found 0"),
+        (
+            {"batch_size": 4, "num_microbatches": 3},
+            "batch_size: found 4, expected a multiple of num_microbatches = 3",
+        ),
+        ({"z_loss_weight": -1.0}, "z_loss_weight: found -1"),
+        ({"model": toy_model(eos_token_id=None)}, "eos_token_id: found null"),
+    ],
+)
+def test_contradictory_configuration(tmp_path, fields, expected):
+    with pytest.raises(InputError, match=expected):
+        toy_run(tmp_path, **fields)
