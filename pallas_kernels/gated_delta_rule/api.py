@@ -6,8 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
-from pallas_kernels.gated_delta_rule.chunk_local import CHUNK_SIZES
-from pallas_kernels.gated_delta_rule.chunked import chunked_gated_delta_rule
+from pallas_kernels.gated_delta_rule.chunked import CHUNK_SIZES, chunked_gated_delta_rule
 from pallas_kernels.gated_delta_rule.documents import separate_documents
 from pallas_kernels.gated_delta_rule.layout import compute_dtype
 from pallas_kernels.gated_delta_rule.recurrent import recurrent_gated_delta_rule as _recurrent_xla
@@ -45,7 +44,7 @@ def chunk_gated_delta_rule(
         segment_ids: Document of each token; documents are runs of one id other than 0 and do not see each other.
             Tokens with id 0 are padding: they change nothing, their output is 0, and they do not end a document.
         use_qk_l2norm: Bring q and k to unit length first, x / sqrt(sum x^2 + 1e-6), in float32.
-        chunk_size: Tokens per chunk: a power of two from 16 to 256. Changes speed and memory, not the result.
+        chunk_size: Tokens per chunk: 16, 32, 64 or 128. Changes speed and memory, not the result.
         implementation: Name of one; None picks.
 
     Returns:
