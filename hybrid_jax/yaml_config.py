@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypedDict, TypeVar, Union
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, Union
 
 import tyro
 import yaml
@@ -28,7 +28,7 @@ _TAG = "tag:yaml.org,2002:"
 class _StrictLoader(yaml.SafeLoader):
     """YAML 1.2 scalars (``1e-3`` is a float, ``no`` a string), string keys only, none of them twice."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         first_lines: dict[str, int] = {}
@@ -166,7 +166,9 @@ def _build_dataclass(cls: type[C], content: Any, source: str, field: str) -> C:
     if not isinstance(content, Mapping):
         raise InputError(f"{prefix}found {_describe(content)}, expected a mapping of {cls.__name__} fields")
     values = dict(content)
-    preset = values.pop("preset", None) if hasattr(cls, "preset") else None
+    preset = None
+    if hasattr(cls, "preset") and "preset" in values:
+        preset = _convert(str, values.pop("preset"), source, _join(field, "preset"))
     hints = typing.get_type_hints(cls)
     fields = {each.name: each for each in dataclasses.fields(cls) if each.init}  # type: ignore[arg-type]
     for name in values:
@@ -187,9 +189,10 @@ def _build_dataclass(cls: type[C], content: Any, source: str, field: str) -> C:
     try:
         if preset is None:
             return cls(**converted)
-        return cls.preset(_convert(str, preset, source, _join(field, "preset")), **converted)  # type: ignore[attr-defined]
+        return cls.preset(preset, **converted)  # type: ignore[attr-defined]
     except InputError as error:
-        raise InputError(f"{prefix}{error}") from None
+        message = str(error).removeprefix(f"{field}.")
+        raise InputError(f"{source}: {_join(field, message)}") from None
 
 
 def _convert(hint: Any, value: Any, source: str, field: str) -> Any:

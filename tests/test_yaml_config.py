@@ -86,7 +86,7 @@ def test_every_kind_of_value(write) -> None:
         ("curve: {kin: wsd}", ["unknown field 'curve.kin'", "did you mean 'kind'?"]),
         ("curve: {kind: cosin}", ["curve.kind: found 'cosin' (str)", "'cosine', 'wsd'", "mean 'cosine'?"]),
         ("curve: {rate: high}", ["curve.rate: found 'high' (str), expected float"]),
-        ("curve: {rate: -1}", ["curve: rate: found -1.0"]),
+        ("curve: {rate: -1}", ["run.yaml: curve.rate: found -1.0"]),
         ("curve: {warmup: no}", ["curve.warmup: found 'no' (str), expected int or float"]),
         ("curve: 3", ["curve: found 3 (int), expected a mapping"]),
         ("limit: 1.5", ["limit: found 1.5 (float), expected int"]),
@@ -100,8 +100,8 @@ def test_every_kind_of_value(write) -> None:
         ("3: x", ["key '3' is not a string"]),
         ("name: [", ["run.yaml:3: "]),
         ("second: {rate: x}", ["second.rate: found 'x' (str), expected float"]),
-        ("model: {preset: tinny}", ["model: preset: found 'tinny'", "tiny"]),
-        ("model: {preset: 3}", ["model.preset: found 3 (int), expected str"]),
+        ("model: {preset: tinny}", ["run.yaml: model.preset: found 'tinny'", "tiny"]),
+        ("model: {preset: 3}", ["run.yaml: model.preset: found 3 (int), expected str"]),
         ("model: {preset: tiny, num_heads: 3}", ["unknown field 'model.num_heads'"]),
     ],
 )
@@ -168,7 +168,7 @@ def test_wrong_flags_exit_with_1(write, capsys, flags: str, expected: str) -> No
 
 
 def test_contradicting_override_is_an_input_error(write) -> None:
-    with pytest.raises(InputError, match=r"with command-line overrides: curve: rate: found -1\.0"):
+    with pytest.raises(InputError, match=r"with command-line overrides: curve\.rate: found -1\.0"):
         yaml_config.from_command_line(Run, [str(write(BASE)), "--curve.rate", "-1"])
     with pytest.raises(InputError, match="expected a YAML file first"):
         yaml_config.from_command_line(Run, ["--num-steps", "3"])

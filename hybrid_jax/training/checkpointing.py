@@ -165,7 +165,10 @@ class Checkpointer:
         try:
             return self._open().restore(step, args=ocp.args.Composite(**items))
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{self.path(step)}: cannot be read: {error}") from None
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"{self.path(step)}: cannot be read: {reason}. Without this folder the one before it is used"
+            ) from None
 
     def _describe_newest(self) -> str:
         newest = self.newest_step()

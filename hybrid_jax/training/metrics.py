@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -84,7 +84,8 @@ class JsonLinesWriter:
             raise OSError(f"{self._path}: cannot be written: {os.strerror(error.errno or 0)}") from error
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what could not be written has been said by flush
+            self._file.close()
 
 
 class TensorBoardWriter:
