@@ -105,7 +105,7 @@ def from_command_line(cls: type[C], arguments: Sequence[str] | None = None) -> C
             _overrides_type(cls, configured),
             args=arguments[1:],
             prog=f"{program} {path}",
-            description=cls.__doc__,
+            description=(cls.__doc__ or "").partition("\n")[0],
             config=(tyro.conf.FlagConversionOff,),
         )
     except SystemExit as end:

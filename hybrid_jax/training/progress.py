@@ -8,10 +8,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
 class RunProgress:
-    """Context manager around a run of ``num_steps``, of which ``step`` are done."""
+    """Context manager around a run of ``num_steps``, of which ``step`` are done; prints to stdout by default."""
 
-    def __init__(self, num_steps: int, step: int) -> None:
-        self._console = Console()
+    def __init__(self, num_steps: int, step: int, console: Console | None = None) -> None:
+        self._console = console or Console()
         self._num_steps = num_steps
         self._bar: Progress | None = None
         if self._console.is_terminal:
@@ -22,7 +22,7 @@ class RunProgress:
                 TextColumn("{task.fields[report]}"),
             )
             self._bar = Progress(*columns, console=self._console, expand=True)
-            self._task = self._bar.add_task("train", total=num_steps, completed=step, report="compiling")
+            self._task = self._bar.add_task("train", total=num_steps, completed=step, report="starting")
 
     def __enter__(self) -> "RunProgress":
         if self._bar is not None:
