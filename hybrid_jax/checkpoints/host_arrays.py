@@ -6,7 +6,7 @@ import numpy as np
 
 # JAX on CPU takes over a numpy array without a copy if it starts at a multiple of this many bytes.
 _ALIGNMENT = 64
-_BLOCK = 128
+_BLOCK = 64
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

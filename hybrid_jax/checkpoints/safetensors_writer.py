@@ -7,7 +7,7 @@ as ``save_file`` writes them, byte for byte.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from hybrid_jax.checkpoints.safetensors_reader import DTYPES, INDEX_FILE
 from hybrid_jax.errors import InputError
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
+# Rows of a tensor copied at a time.
+_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ def _write_file(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in order:
-                file.write(_bytes_of(tensors[name]))
+                file.writelines(_blocks(tensors[name]))
     except OSError as error:
         # Failed writes do not know their file's name.
         raise OSError(error.errno, error.strerror, str(path)) from None
@@ -98,10 +100,18 @@ def _rank(dtype: np.dtype) -> tuple[int, bool]:
     return -dtype.itemsize, dtype.name != "bfloat16"
 
 
-def _bytes_of(tensor: LazyTensor) -> memoryview:
+def _blocks(tensor: LazyTensor) -> Iterator[memoryview]:
+    """The tensor's bytes, in pieces where they must be copied."""
     values = tensor.values()
-    if values.dtype != tensor.dtype or not values.flags.c_contiguous:
-        whole = np.empty(tensor.shape, tensor.dtype)
-        copy_into(whole, values)
-        values = whole
+    if values.dtype == tensor.dtype and values.flags.c_contiguous:
+        yield _bytes(values)
+        return
+    for start in range(0, len(values), _ROWS):
+        rows = values[start : start + _ROWS]
+        block = np.empty(rows.shape, tensor.dtype)
+        copy_into(block, rows)
+        yield _bytes(block)
+
+
+def _bytes(values: np.ndarray) -> memoryview:
     return values.reshape(-1).view(np.uint8).data
