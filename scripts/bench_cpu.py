@@ -9,7 +9,7 @@ that a busy machine slows both alike.
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,6 +31,9 @@ from hybrid_jax.training.schedule import ScheduleConfig, make_schedule
 from hybrid_jax.training.state import TrainState
 from hybrid_jax.training.step import make_train_step
 from pallas_kernels.gated_delta_rule import chunk_gated_delta_rule
+
+Work = Callable[[], Any]
+Decode = Callable[[int], Any]
 
 _ROPE = Rope(rope_theta=500_000.0)
 _SHAPE: dict[str, Any] = {
@@ -97,32 +100,27 @@ def beside_transformers(bench: Bench) -> Table:
             hybrid_jax.save_pretrained(create_model(config), folder)
             ours = hybrid_jax.from_pretrained(folder)
             theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        works = {
+        works: dict[str, tuple[Work, Work]] = {
             f"training step {BATCH}x{LENGTH}": (_torch_step(theirs), _our_step(ours)),
             f"prefill {BATCH}x{LENGTH}": (_torch_prefill(theirs), _our_prefill(ours)),
         }
+        timings = {name: _alternate(bench.rounds, works[name]) for name in works}
         for batch in (1, 8):
-            name = f"decode, batch {batch}, per token"
-            works[name] = (_torch_decode(theirs, batch), _our_decode(ours, batch))
-        for work, (slow, fast) in works.items():
-            if work.startswith("decode"):
-                milliseconds = [
-                    (long - short) / (bench.new_tokens - 1)
-                    for long, short in zip(
-                        _alternate(bench.rounds, [partial(f, bench.new_tokens) for f in (slow, fast)]),
-                        _alternate(bench.rounds, [partial(f, 1) for f in (slow, fast)]),
-                        strict=True,
-                    )
-                ]
-            else:
-                milliseconds = _alternate(bench.rounds, [slow, fast])
-            theirs_ms, ours_ms = milliseconds
+            decodes = (_torch_decode(theirs, batch), _our_decode(ours, batch))
+            many, one = (
+                _alternate(bench.rounds, [partial(decode, num_tokens) for decode in decodes])
+                for num_tokens in (bench.new_tokens, 1)
+            )
+            timings[f"decode, batch {batch}, per token"] = [
+                (long - short) / (bench.new_tokens - 1) for long, short in zip(many, one, strict=True)
+            ]
+        for work, (theirs_ms, ours_ms) in timings.items():
             table.add_row(family, work, f"{theirs_ms:.2f}", f"{ours_ms:.2f}", f"{theirs_ms / ours_ms:.2f}x")
     return table
 
 
 def op_by_length(bench: Bench) -> Table:
-    """Nanoseconds per token of the chunked op, forward and with its backward, by length."""
+    """Microseconds per token of the chunked op, forward and with its backward, by length."""
     table = Table(title="chunked gated delta rule, 6 heads, K 48, V 96, float32: microseconds per token")
     for column in ("T", "forward", "forward + backward"):
         table.add_column(column, justify="right")
@@ -141,7 +139,7 @@ def op_by_length(bench: Bench) -> Table:
         )
         # Short lengths are repeated, so that every timing covers as many tokens.
         times = 65_536 // length
-        works = [partial(_repeat, f, times, (q, k, v, g, beta)) for f in (jax.jit(forward), both)]
+        works = [partial(_repeat, each, times, (q, k, v, g, beta)) for each in (jax.jit(forward), both)]
         micro = [1e3 * each / 65_536 for each in _alternate(bench.rounds, works)]
         table.add_row(f"{length:,}", *(f"{each:.2f}" for each in micro))
     return table
@@ -172,7 +170,7 @@ def compile_by_depth(bench: Bench) -> Table:
     return table
 
 
-def _torch_step(model: Any) -> Callable[[], None]:
+def _torch_step(model: Any) -> Work:
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
@@ -189,7 +187,7 @@ def _torch_step(model: Any) -> Callable[[], None]:
     return step
 
 
-def _our_step(model: CausalLM) -> Callable[[], None]:
+def _our_step(model: CausalLM) -> Work:
     schedule = make_schedule(ScheduleConfig(learning_rate=1e-6), 1000)
     optimizer = make_optimizer(OptimizerConfig(), schedule, model)
     train_step = make_train_step(optimizer, schedule)
@@ -207,7 +205,7 @@ def _our_step(model: CausalLM) -> Callable[[], None]:
     return step
 
 
-def _torch_prefill(model: Any) -> Callable[[], None]:
+def _torch_prefill(model: Any) -> Work:
     import torch
 
     ids = torch.from_numpy(_ids(BATCH, LENGTH))
@@ -219,12 +217,12 @@ def _torch_prefill(model: Any) -> Callable[[], None]:
     return prefill
 
 
-def _our_prefill(model: CausalLM) -> Callable[[], None]:
+def _our_prefill(model: CausalLM) -> Work:
     prompts = _ids(BATCH, LENGTH).tolist()
-    return lambda: hybrid_jax.generate(model, prompts, max_new_tokens=1, eos_token_id=-1) and None
+    return lambda: hybrid_jax.generate(model, prompts, max_new_tokens=1, eos_token_id=-1)
 
 
-def _torch_decode(model: Any, batch: int) -> Callable[[int], None]:
+def _torch_decode(model: Any, batch: int) -> Decode:
     import torch
 
     ids = torch.from_numpy(_ids(batch, 16))
@@ -242,9 +240,9 @@ def _torch_decode(model: Any, batch: int) -> Callable[[int], None]:
     return decode
 
 
-def _our_decode(model: CausalLM, batch: int) -> Callable[[int], None]:
+def _our_decode(model: CausalLM, batch: int) -> Decode:
     prompts = _ids(batch, 16).tolist()
-    return lambda n: hybrid_jax.generate(model, prompts, max_new_tokens=n, eos_token_id=-1) and None
+    return lambda num_tokens: hybrid_jax.generate(model, prompts, max_new_tokens=num_tokens, eos_token_id=-1)
 
 
 def _ids(batch: int, length: int) -> np.ndarray:
@@ -256,7 +254,7 @@ def _repeat(function: Callable[..., Any], times: int, arrays: tuple[jax.Array, .
         jax.block_until_ready(function(*arrays))
 
 
-def _alternate(rounds: int, works: list[Callable[[], None]]) -> list[float]:
+def _alternate(rounds: int, works: Sequence[Work]) -> list[float]:
     """Median milliseconds of each work, taken in turns after one call of each that does not count."""
     taken: list[list[float]] = [[] for _ in works]
     for work in works:

@@ -75,7 +75,9 @@ def main() -> None:
 def _speed(num_prompt_tokens: int, made_at: list[tuple[int, float]]) -> str:
     """Tokens made and seconds; the rate counts from the second look on, after everything is compiled."""
     num_tokens, end = made_at[-1]
-    line = f"{num_prompt_tokens} prompt tokens, {num_tokens} new in {end - made_at[0][1]:.1f} s with compiling"
+    line = (
+        f"{num_prompt_tokens} prompt tokens, {num_tokens} new in {end - made_at[0][1]:.1f} s with compiling"
+    )
     if len(made_at) < 4:
         return line
     compiled, start = made_at[2]

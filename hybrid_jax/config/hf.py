@@ -113,7 +113,9 @@ def _rope(given: dict[str, Any] | None, default_theta: float | None, max_length:
     if unknown:
         raise InputError(f"config.json: rope_parameters: found unsupported {', '.join(sorted(unknown))}")
     if known["rope_type"] not in ("default", "yarn"):
-        raise InputError(f"config.json: rope_type: found {known['rope_type']!r}, expected 'default' or 'yarn'")
+        raise InputError(
+            f"config.json: rope_type: found {known['rope_type']!r}, expected 'default' or 'yarn'"
+        )
     if known["rope_type"] == "yarn" and known.get("factor") is None:
         raise InputError("config.json: rope_parameters.factor: missing, and rope_type 'yarn' needs it")
     if known["rope_type"] == "yarn":
