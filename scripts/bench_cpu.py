@@ -125,10 +125,11 @@ def op_by_length(bench: Bench) -> Table:
     for column in ("T", "forward", "forward + backward"):
         table.add_column(column, justify="right")
 
-    def forward(*arrays: jax.Array) -> jax.Array:
-        return chunk_gated_delta_rule(*arrays, use_qk_l2norm=True)[0]
+    def forward(arrays: tuple[jax.Array, ...]) -> jax.Array:
+        q, k, v, g, beta = arrays
+        return chunk_gated_delta_rule(q, k, v, g, beta, use_qk_l2norm=True)[0]
 
-    both = jax.jit(jax.grad(lambda *arrays: jnp.sum(forward(*arrays) ** 2), argnums=(0, 1, 2, 3, 4)))
+    both = jax.jit(jax.grad(lambda arrays: jnp.sum(forward(arrays) ** 2)))
     for length in (1024, 4096, 16_384, 65_536):
         keys = jax.random.split(jax.random.key(0), 5)
         q, k = (jax.random.normal(key, (1, length, 6, 48)) for key in keys[:2])
@@ -251,7 +252,7 @@ def _ids(batch: int, length: int) -> np.ndarray:
 
 def _repeat(function: Callable[..., Any], times: int, arrays: tuple[jax.Array, ...]) -> None:
     for _ in range(times):
-        jax.block_until_ready(function(*arrays))
+        jax.block_until_ready(function(arrays))
 
 
 def _alternate(rounds: int, works: Sequence[Work]) -> list[float]:
