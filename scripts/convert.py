@@ -37,7 +37,7 @@ def to_orbax(
     """
     found = describe(hf_folder, revision)
     started = time.monotonic()
-    model = from_pretrained(hf_folder, revision, dtype or found.main_dtype)
+    model = from_pretrained(hf_folder, revision, dtype or found.lossless_dtype)
     _say_read(hf_folder, found, model, started)
     started = time.monotonic()
     save_orbax(model, out)

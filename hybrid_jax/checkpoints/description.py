@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from hybrid_jax.checkpoints.key_map import key_map, stays_float32
 from hybrid_jax.checkpoints.layouts import match_tensors
 from hybrid_jax.checkpoints.model_folder import CONFIG_FILE, find_folder, read_config
 from hybrid_jax.checkpoints.orbax_io import CONFIG, MODEL, compare_arrays, read_orbax
@@ -22,6 +23,8 @@ class Description:
         num_parameters: of all arrays in it.
         num_bytes: on disk, of the arrays.
         dtypes: number of arrays by dtype, the most frequent first.
+        lossless_dtype: what ``from_pretrained`` may be given to keep every value: bfloat16 if all but the arrays
+            that are kept in float32 are in it, else float32.
         layout: "released", or how it differs from that.
         problems: one line for each array that does not fit the configuration.
     """
@@ -31,13 +34,9 @@ class Description:
     num_parameters: int
     num_bytes: int
     dtypes: dict[str, int]
+    lossless_dtype: str
     layout: str
     problems: tuple[str, ...]
-
-    @property
-    def main_dtype(self) -> str:
-        """The dtype in which the model can be held without loss: bfloat16 if most arrays are, else float32."""
-        return "bfloat16" if next(iter(self.dtypes)) == "bfloat16" else "float32"
 
 
 def describe(path: str | Path, revision: str | None = None) -> Description:
@@ -54,12 +53,19 @@ def describe(path: str | Path, revision: str | None = None) -> Description:
     match = match_tensors(config, tensors)
     sizes = [math.prod(tensor.shape) for tensor in tensors.values()]
     dtypes = [DTYPES.get(tensor.dtype, tensor.dtype) for tensor in tensors.values()]
+    main = {
+        DTYPES.get(stored.dtype)
+        for entry in key_map(config)
+        if entry.name in match.sources and not stays_float32(entry.path)
+        for stored in match.sources[entry.name].stored
+    }
     return Description(
         form="Hugging Face",
         config=config,
         num_parameters=sum(sizes),
         num_bytes=sum(file.stat().st_size for file in {tensor.file for tensor in tensors.values()}),
         dtypes=dict(Counter(dtypes).most_common()),
+        lossless_dtype=_lossless(main),
         layout="; ".join(match.variations) or "released",
         problems=match.problems,
     )
@@ -74,6 +80,13 @@ def _describe_orbax(folder: Path) -> Description:
         num_parameters=sum(sizes),
         num_bytes=sum(file.stat().st_size for file in (folder / MODEL).rglob("*") if file.is_file()),
         dtypes=dict(Counter(array.dtype.name for array in arrays.values()).most_common()),
+        lossless_dtype=_lossless(
+            {leaf.dtype.name for path, leaf in arrays.items() if not stays_float32(path)}
+        ),
         layout="parameters by path",
         problems=tuple(compare_arrays(config, arrays)),
     )
+
+
+def _lossless(dtypes: set[str | None]) -> str:
+    return "bfloat16" if dtypes == {"bfloat16"} else "float32"

@@ -54,6 +54,24 @@ def test_a_dtype_may_be_asked_for(tmp_path, run):
     assert len(list((tmp_path / "again").glob("*.safetensors"))) > 1
 
 
+@pytest.mark.parametrize(
+    ("exception", "dtype"), [("linear_attn.A_log", "bfloat16"), ("mlp.up_proj.weight", "float32")]
+)
+def test_nothing_is_rounded_unasked(tmp_path, run, exception, dtype):
+    """One matrix in float32 among bfloat16 makes it a float32 model; one of the vectors that stay so does not."""
+    tensors = tensors_of(write_folder(tmp_path / "hf"))
+    tensors = {
+        name: tensor if name.endswith(exception) else tensor.astype("bfloat16")
+        for name, tensor in tensors.items()
+    }
+    run("to-orbax", write_folder(tmp_path / "hf", CONFIG, tensors), tmp_path / "orbax")
+    run("to-hf", tmp_path / "orbax", tmp_path / "again")
+    again = tensors_of(tmp_path / "again")
+    assert again["model.embed_tokens.weight"].dtype == dtype
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(again[name].astype("float32"), tensor.astype("float32"))
+
+
 def test_inspect(tmp_path, run):
     tensors = tensors_of(write_folder(tmp_path))
     num_parameters = sum(tensor.size for tensor in tensors.values())

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from fnmatch import fnmatch
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
-from hybrid_jax.checkpoints import from_pretrained, save_pretrained
+from hybrid_jax.checkpoints import from_pretrained, model_folder, save_pretrained
 from hybrid_jax.checkpoints.safetensors_reader import find_tensors
 from hybrid_jax.errors import InputError
 from tests.checkpoints.folders import CONFIG, random_model, same, tensors_of, write_folder
@@ -149,6 +150,26 @@ def test_neither_folder_nor_reachable():
         from_pretrained("nobody/nothing", revision="v1")
     with pytest.raises(InputError, match=r"^/no/such/folder: no such folder, and not an id"):
         from_pretrained("/no/such/folder")
+
+
+def test_a_hub_id_is_downloaded_without_pickles(single, monkeypatch):
+    asked = {}
+
+    def download(name, revision, allow_patterns):
+        asked.update(name=name, revision=revision, patterns=allow_patterns)
+        return str(single)
+
+    monkeypatch.setattr(model_folder, "snapshot_download", download)
+    assert same(from_pretrained("allenai/Olmo-Hybrid-7B", revision="stage1-step1000"), random_model())
+    assert (asked["name"], asked["revision"]) == ("allenai/Olmo-Hybrid-7B", "stage1-step1000")
+    wanted = (
+        "config.json",
+        "model-00001-of-00003.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+    )
+    for name in (*wanted, "pytorch_model.bin", "modeling_olmo.py", "optimizer.pt"):
+        assert any(fnmatch(name, pattern) for pattern in asked["patterns"]) == (name in wanted)
 
 
 def test_a_local_folder_has_no_revisions(single):
