@@ -1,8 +1,8 @@
 """The triangular systems of a chunk: each token's prediction error depends on those of the tokens before it.
 
-With a key that repeats and beta near 2, errors of sign-alternating size cancel over the whole chunk. Float32 survives
-that if the coefficients K K^T are exact beyond float32 and are inverted only in small blocks; an inverse of the whole
-chunk, or a product of powers, is 30 times worse than the token-by-token rule or overflows.
+Where a key repeats and beta is near 2, large terms of alternating sign cancel along the chunk. With an inverse of the
+whole chunk, or K K^T rounded to float32, the result was measured 30 to 100 times as wrong as the token-by-token rule's
+(and products of powers overflow); substitution by small blocks with K K^T to twice the precision stays within 10.
 """
 
 from typing import NamedTuple
@@ -37,7 +37,7 @@ def gram(k: jax.Array) -> Gram:
 
 
 def solve(lower: Gram, beta: jax.Array, rhs: jax.Array) -> jax.Array:
-    """X [..., C, V] of (I + tril(lower, -1) diag(beta)) x = rhs, beta [..., C, 1]. Above its diagonal, `lower` is 0."""
+    """Solution x [..., C, V] of (I + tril(lower, -1) diag(beta)) x = rhs, for beta [..., C, 1]."""
     blocks = _blocks(rhs.shape[-2])
     inverse = _unit_lower_inverse(_diagonal_blocks(lower.total() * jnp.swapaxes(beta, -1, -2)))
     solution: list[jax.Array] = []
@@ -53,7 +53,7 @@ def solve(lower: Gram, beta: jax.Array, rhs: jax.Array) -> jax.Array:
 
 
 def solve_transposed(lower: Gram, beta: jax.Array, rhs: jax.Array) -> jax.Array:
-    """X of (I + tril(lower, -1)^T diag(beta)) x = rhs: as `solve`, from the last token to the first."""
+    """Solution x of (I + tril(lower, -1)^T diag(beta)) x = rhs: as `solve`, from the last token to the first."""
     blocks = _blocks(rhs.shape[-2])
     inverse = _unit_lower_inverse(_diagonal_blocks(beta * lower.total()))
     solution: list[jax.Array] = []

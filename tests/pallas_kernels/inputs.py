@@ -82,7 +82,7 @@ def _sometimes(value):
 
 HARD_INPUTS = {
     "one key throughout": _with(keys=_first, beta=1.98, g=-0.01),
-    "one key throughout, no decay": _with(keys=_first, beta=1.98, g=0.0),
+    "one key throughout, no decay": _with(keys=_first, beta=1.9, g=0.0),
     "runs of one key": _with(keys=_runs, beta=1.98, g=-0.01),
     "runs of one key, beta 2, no decay": _with(keys=_runs, beta=2.0, g=0.0),
     "two keys in turn": _with(keys=_alternating, beta=1.98, g=-0.01),
