@@ -10,6 +10,9 @@ PYTHON ?= python3.12 python3.11 python3.13 python3
 ARGS ?=
 ENV_PYTHON := $(VENV)/bin/python
 
+# Training frees and takes hundreds of megabytes every step: huge pages save the kernel a quarter of its time (glibc).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .PHONY: quickstart test lint clean
 
 quickstart: $(VENV)/.installed-core

@@ -96,9 +96,8 @@ def prefill(
     return _choose(model, last, rows, settings)
 
 
-@jax.jit
 def unstack(model: CausalLM, rows: Rows) -> tuple[CausalLM, Rows]:
-    """``model.unstacked``, compiled: a copy of the layers' weights that is quicker to read token by token."""
+    """``model.unstacked``: a copy of the layers' weights that is quicker to read token by token."""
     model, cache = model.unstacked(rows.cache)
     return model, replace(rows, cache=cache)
 

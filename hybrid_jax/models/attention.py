@@ -44,7 +44,13 @@ class Attention(nnx.Module):
         if self.spec.rope is not None:
             q, k = rotate(q, tokens.positions, self.spec.rope), rotate(k, tokens.positions, self.spec.rope)
         documents = tokens.documents if tokens.documents is not None else jnp.ones((batch, length), jnp.int32)
-        new = KVCache(k=k, v=v, index=tokens.index, documents=documents, in_place=False)
+        new = KVCache(
+            k=jnp.swapaxes(k, 1, 2),
+            v=jnp.swapaxes(v, 1, 2),
+            index=tokens.index,
+            documents=documents,
+            in_place=False,
+        )
         keys = new if cache is None else cache.extend(new)
         y = attend(q, keys, tokens, window=self.spec.window, aligned=cache is None)
         return self.o_proj(y.reshape(batch, length, -1)), keys
@@ -66,7 +72,7 @@ def attend(
         aligned: whether the keys are those of the same tokens as the queries, slot for slot.
     """
     batch, length, heads, _ = q.shape
-    num_slots = keys.k.shape[1]
+    num_slots = keys.index.shape[1]
     block = _query_block(batch * heads, num_slots)
     if length <= block:
         return _attend_block(q, keys, tokens.index, tokens.documents, window)
@@ -86,8 +92,8 @@ def attend(
         if span < num_slots:
             first = jnp.clip(start + block - span, 0, num_slots - span)
             slices = {
-                name: jax.lax.dynamic_slice_in_dim(getattr(keys, name), first, span, axis=1)
-                for name in ("k", "v", "index", "documents")
+                name: jax.lax.dynamic_slice_in_dim(getattr(keys, name), first, span, axis=axis)
+                for name, axis in (("k", 2), ("v", 2), ("index", 1), ("documents", 1))
             }
             seen = KVCache(**slices, in_place=False)
         own_documents = None if documents is None else take(documents)
@@ -111,14 +117,20 @@ def _attend_block(
     documents: Int[Array, "B T"] | None,
     window: int | None,
 ) -> Float[Array, "B T H K"]:
-    batch, length, heads, head_dim = q.shape
-    num_kv_heads = keys.k.shape[2]
-    grouped = q.reshape(batch, length, num_kv_heads, heads // num_kv_heads, head_dim)
-    scores = jnp.einsum("btghk,bsgk->bghts", grouped, keys.k, preferred_element_type=jnp.float32)
+    batch, length, _, head_dim = q.shape
+    num_kv_heads = keys.k.shape[1]
+    # Queries that share a key head are rows of one matmul per key head, which reads keys and values as they lie.
+    rows = jnp.moveaxis(q.reshape(batch, length, num_kv_heads, -1, head_dim), 1, 3)
+    split = rows.shape
+    rows = rows.reshape(batch, num_kv_heads, -1, head_dim)
+    scores = jnp.einsum("bgmk,bgsk->bgms", rows, keys.k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(*split[:4], -1)
     mask = _visible(index, documents, keys, window)[:, None, None]
     # A finite floor keeps rows that see nothing (padding) free of NaN.
     weights = jax.nn.softmax(jnp.where(mask, scores * head_dim**-0.5, -1e30), axis=-1).astype(q.dtype)
-    y = jnp.einsum("bghts,bsgk->btghk", weights, keys.v).reshape(q.shape)
+    weights = weights.reshape(*rows.shape[:3], -1)
+    y = jnp.einsum("bgms,bgsk->bgmk", weights, keys.v)
+    y = jnp.moveaxis(y.reshape(split), 3, 1).reshape(q.shape)
     return y if documents is None else jnp.where((documents != 0)[..., None, None], y, 0)
 
 

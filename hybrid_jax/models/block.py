@@ -136,17 +136,6 @@ class LayerStack(nnx.Module):
         """A single layer, its parameters without the leading dimension."""
         return jax.tree.map(lambda leaf: leaf[repeat], self.layers[position])
 
-    def unstacked(self) -> list["LayerStack"]:
-        """The same layers, in order, as stacks of one."""
-        single = []
-        for repeat in range(self.num_repeats):
-            for block in self.layers:
-                stack = nnx.clone(self)
-                stack.layers = nnx.List([jax.tree.map(lambda leaf, r=repeat: leaf[r : r + 1], block)])
-                stack.num_repeats = 1
-                single.append(stack)
-        return single
-
 
 def layer_index(config: ModelConfig, index: int) -> tuple[int, int, int]:
     """Where layer ``index`` lies: (group, repeat, position in the pattern)."""
@@ -156,13 +145,3 @@ def layer_index(config: ModelConfig, index: int) -> tuple[int, int, int]:
             repeat, position = divmod(offset, len(group.specs))
             return number, repeat, position
     raise IndexError(f"layer {index} of {config.num_hidden_layers}")
-
-
-def unstack_caches(caches: tuple[tuple[LayerCache, ...], ...]) -> tuple[tuple[LayerCache, ...], ...]:
-    """Caches of stacked groups as those of ``LayerStack.unstacked``."""
-    single: list[tuple[LayerCache, ...]] = []
-    for group in caches:
-        num_repeats = jax.tree.leaves(group)[0].shape[0]
-        for repeat in range(num_repeats):
-            single.extend((jax.tree.map(lambda leaf, r=repeat: leaf[r : r + 1], cache),) for cache in group)
-    return tuple(single)

@@ -19,13 +19,14 @@ class KVCache:
     ``index % S``, so a windowed layer needs only its window. The others grow by each call's tokens.
 
     Attributes:
-        k, v: [B, S, G, head_dim] after norm and rotation, in the compute dtype.
+        k, v: [B, G, S, head_dim] after norm and rotation, in the compute dtype; heads first, so that a matmul
+            reads them as they lie.
         index: [B, S] place in the row of the token in each slot.
         documents: [B, S] document of the token in each slot, 0 for an empty slot.
     """
 
-    k: Float[Array, "*r B S G K"]
-    v: Float[Array, "*r B S G K"]
+    k: Float[Array, "*r B G S K"]
+    v: Float[Array, "*r B G S K"]
     index: Int[Array, "*r B S"]
     documents: Int[Array, "*r B S"]
     in_place: bool = field(metadata={"static": True})
@@ -33,17 +34,21 @@ class KVCache:
     def extend(self, new: "KVCache") -> "KVCache":
         """This cache with the tokens of ``new`` added; padding is not written to in-place caches."""
         if not self.in_place:
-            k, v, index, documents = (
-                jnp.concatenate([getattr(self, name), getattr(new, name)], axis=1)
-                for name in ("k", "v", "index", "documents")
+            return KVCache(
+                k=jnp.concatenate([self.k, new.k], axis=2),
+                v=jnp.concatenate([self.v, new.v], axis=2),
+                index=jnp.concatenate([self.index, new.index], axis=1),
+                documents=jnp.concatenate([self.documents, new.documents], axis=1),
+                in_place=False,
             )
-            return KVCache(k=k, v=v, index=index, documents=documents, in_place=False)
-        capacity = self.k.shape[1]
+        batch, heads, capacity = self.k.shape[:3]
         slots = jnp.where(new.documents != 0, new.index % capacity, capacity)
-        rows = jnp.arange(self.k.shape[0])[:, None]
+        rows = jnp.arange(batch)[:, None]
+        # One head's vector at a time: XLA's CPU compiler copies the cache around a write of a single slice.
+        place = (rows[..., None], jnp.arange(heads), slots[..., None])
         return KVCache(
-            k=self.k.at[rows, slots].set(new.k.astype(self.k.dtype), mode="drop"),
-            v=self.v.at[rows, slots].set(new.v.astype(self.v.dtype), mode="drop"),
+            k=self.k.at[place].set(jnp.swapaxes(new.k, 1, 2).astype(self.k.dtype), mode="drop"),
+            v=self.v.at[place].set(jnp.swapaxes(new.v, 1, 2).astype(self.v.dtype), mode="drop"),
             index=self.index.at[rows, slots].set(new.index, mode="drop"),
             documents=self.documents.at[rows, slots].set(new.documents, mode="drop"),
             in_place=True,
@@ -76,14 +81,14 @@ class Cache:
 
     Attributes:
         layers: per layer group, per layer of its pattern, a LayerCache whose leaves have a leading dimension
-            of the group's repeats.
+            of the group's repeats; for ``CausalLM.unstacked`` one LayerCache per layer, without it.
         length: [B] real tokens seen.
         document: [B] documents begun.
         segment_id: [B] the open document's id as the caller named it.
         document_start: [B] index of the open document's first token.
     """
 
-    layers: tuple[tuple[LayerCache, ...], ...]
+    layers: tuple[tuple[LayerCache, ...] | LayerCache, ...]
     length: Int[Array, " B"]
     document: Int[Array, " B"]
     segment_id: Int[Array, " B"]
@@ -132,7 +137,7 @@ def _init_layer(
             state=jnp.zeros((batch, heads, config.linear_key_head_dim, value_dim), jnp.float32),
         )
     slots = capacity if spec.window is None else min(capacity, spec.window + max_tokens - 1)
-    shape = (batch, slots, config.num_key_value_heads, config.head_dim)
+    shape = (batch, config.num_key_value_heads, slots, config.head_dim)
     empty = jnp.zeros((batch, slots), jnp.int32)
     return KVCache(
         k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), index=empty, documents=empty, in_place=True

@@ -1,7 +1,8 @@
 """The language model: embedding, layers, norm, head."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.errors import InputError
-from hybrid_jax.models.block import Block, LayerStack, layer_index, unstack_caches
+from hybrid_jax.models.block import Block, LayerStack, layer_index
 from hybrid_jax.models.cache import Cache
 from hybrid_jax.models.linear import Embed, Linear
 from hybrid_jax.models.norm import RMSNorm
@@ -117,12 +118,18 @@ class CausalLM(nnx.Module):
     def unstacked(self, cache: Cache) -> tuple["CausalLM", Cache]:
         """The same model and cache with every layer apart: slower to compile, no copying of slices when run.
 
-        For decoding, where reading the parameters is what takes the time.
+        For decoding, where reading the parameters is what takes the time. The layers' parameters are copied, one
+        repeat of a group at a time; embedding, norm and head are shared.
         """
         model = nnx.clone(self)
-        model.groups = nnx.List([single for stack in self.groups for single in stack.unstacked()])
-        row = {name: getattr(cache, name) for name in ("length", "document", "segment_id", "document_start")}
-        return model, Cache(layers=unstack_caches(cache.layers), **row)
+        layers = [
+            layer
+            for stack, caches in zip(self.groups, cache.layers, strict=True)
+            for repeat in range(stack.num_repeats)
+            for layer in zip(*_take((list(stack.layers), caches), repeat), strict=True)
+        ]
+        model.groups = nnx.List([block for block, _ in layers])
+        return model, replace(cache, layers=tuple(layer_cache for _, layer_cache in layers))
 
 
 def create_model(config: ModelConfig, seed: int = 0) -> CausalLM:
@@ -152,3 +159,9 @@ def _check_ids(input_ids: Array | np.ndarray, vocab_size: int) -> None:
     if low < 0 or high >= vocab_size:
         found = low if low < 0 else high
         raise InputError(f"input_ids: found token id {found}, expected 0 <= id < vocab_size {vocab_size}")
+
+
+@jax.jit
+def _take(stacked: Any, repeat: Int[Array, ""]) -> Any:
+    """One repeat of stacked modules and caches; the same program for every repeat."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, repeat, keepdims=False), stacked)

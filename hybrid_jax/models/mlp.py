@@ -19,4 +19,9 @@ class MLP(nnx.Module):
         self.down_proj = Linear(wide, narrow, stddev, dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+@jax.checkpoint  # cheaper to compute again than to write and read back
+def _swiglu(gate: Float[Array, "B T F"], up: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    return jax.nn.silu(gate) * up

@@ -1,5 +1,7 @@
 """RMS normalisation in float32: normalise and scale, then cast."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,16 +16,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... F"]) -> Float[Array, "... F"]:
-        return self.normalise(x).astype(x.dtype)
-
-    def normalise(self, x: Float[Array, "... F"]) -> Float[Array, "... F"]:
-        """The float32 result before the cast."""
-        x = x.astype(jnp.float32)
-        return (
-            self.scale[...].astype(jnp.float32)
-            * x
-            * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
-        )
+        return _rms_norm(x, self.scale[...], self.eps).astype(x.dtype)
 
 
 class GatedRMSNorm(RMSNorm):
@@ -32,4 +25,18 @@ class GatedRMSNorm(RMSNorm):
     def __call__(  # type: ignore[override]
         self, x: Float[Array, "... F"], gate: Float[Array, "... F"]
     ) -> Float[Array, "... F"]:
-        return (self.normalise(x) * jax.nn.silu(gate.astype(jnp.float32))).astype(gate.dtype)
+        return _gated_rms_norm(x, self.scale[...], gate, self.eps)
+
+
+# Both are computed again for the gradient: cheaper than writing and reading back their float32 intermediates.
+@partial(jax.checkpoint, static_argnums=2)
+def _rms_norm(x: Float[Array, "... F"], scale: Float[Array, " F"], eps: float) -> Float[Array, "... F"]:
+    x = x.astype(jnp.float32)
+    return scale.astype(jnp.float32) * x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+
+
+@partial(jax.checkpoint, static_argnums=3)
+def _gated_rms_norm(
+    x: Float[Array, "... F"], scale: Float[Array, " F"], gate: Float[Array, "... F"], eps: float
+) -> Float[Array, "... F"]:
+    return (_rms_norm(x, scale, eps) * jax.nn.silu(gate.astype(jnp.float32))).astype(gate.dtype)

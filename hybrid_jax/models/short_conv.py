@@ -35,19 +35,29 @@ class ShortConv(nnx.Module):
             Outputs in x's dtype, and the last W - 1 inputs of the document now open (zeros where it is shorter).
         """
         kernel = self.kernel[...].astype(jnp.float32)
-        width, length = kernel.shape[0], x.shape[1]
+        width = kernel.shape[0]
         if tail is None:
             tail = jnp.zeros((x.shape[0], width - 1, x.shape[2]), x.dtype)
         inputs = jnp.concatenate([tail.astype(x.dtype), x], axis=1)
         documents = tokens.documents_after_tail(width - 1)
-        total = jnp.zeros(x.shape, jnp.float32)
-        for w in range(width):
-            tap = inputs[:, w : w + length].astype(jnp.float32)
-            if documents is not None and w < width - 1:
-                same = documents[:, w : w + length] == documents[:, width - 1 :]
-                tap = jnp.where(same[..., None], tap, 0.0)
-            total += tap * kernel[w]
-        return jax.nn.silu(total).astype(x.dtype), _next_tail(inputs, documents, tokens, width - 1)
+        return _convolve(inputs, kernel, documents), _next_tail(inputs, documents, tokens, width - 1)
+
+
+@jax.checkpoint  # what it keeps for the gradient would be several times its inputs
+def _convolve(
+    inputs: Float[Array, "B S C"], kernel: Float[Array, "W C"], documents: Array | None
+) -> Float[Array, "B T C"]:
+    """SiLU of the sum over taps; S = W - 1 + T."""
+    width = kernel.shape[0]
+    length = inputs.shape[1] - width + 1
+    total = jnp.zeros((inputs.shape[0], length, inputs.shape[2]), jnp.float32)
+    for w in range(width):
+        tap = inputs[:, w : w + length].astype(jnp.float32)
+        if documents is not None and w < width - 1:
+            same = documents[:, w : w + length] == documents[:, width - 1 :]
+            tap = jnp.where(same[..., None], tap, 0.0)
+        total += tap * kernel[w]
+    return jax.nn.silu(total).astype(inputs.dtype)
 
 
 def _next_tail(

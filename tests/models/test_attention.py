@@ -41,7 +41,8 @@ def test_attend_equals_dense_attention(window, packed):
     segments = np.array([[1] * 13 + [2] * 30 + [0] * 7, [3] * 50], np.int32) if packed else None
     tokens, _ = describe_tokens((B, T), None if segments is None else jnp.asarray(segments), None, None)
     documents = jnp.ones((B, T), jnp.int32) if tokens.documents is None else tokens.documents
-    cache = KVCache(k=k, v=v, index=tokens.index, documents=documents, in_place=False)
+    heads_first = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
+    cache = KVCache(**heads_first, index=tokens.index, documents=documents, in_place=False)
     found = attend(q, cache, tokens, window=window, aligned=True)
     expected = dense(q, k, v, np.ones((B, T)) if segments is None else segments, window or T)
     np.testing.assert_allclose(found, expected, atol=2e-6)
