@@ -70,7 +70,7 @@ def test_a_cache_can_be_forked(model, input_ids):
 def test_windowed_layers_keep_only_their_window():
     config = ModelConfig.preset("tiny_olmo3", max_position_embeddings=4096)
     cache = init_cache(config, 1, 4096, 16)
-    slots = sorted({leaf.shape[2] for group in cache.layers for c in group for leaf in (c.k, c.v)})
+    slots = sorted({leaf.shape[3] for group in cache.layers for c in group for leaf in (c.k, c.v)})
     assert slots == [8 + 16 - 1, 4096]
 
 
