@@ -39,7 +39,10 @@ class CausalLM(nnx.Module):
         self.config = config
         sizes = (config.vocab_size, config.hidden_size, config.initializer_range, config.dtype)
         self.embed_tokens = Embed(*sizes, rngs=rngs)
-        self.groups = nnx.List([LayerStack(config, group, rngs=rngs) for group in config.layer_groups])
+        # Stacks of layers; single ones in a model made by ``unstacked``.
+        self.groups: nnx.List[Any] = nnx.List(
+            [LayerStack(config, group, rngs=rngs) for group in config.layer_groups]
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         head = (config.hidden_size, config.vocab_size, config.initializer_range, config.dtype)
         self.lm_head = None if config.tie_word_embeddings else Linear(*head, rngs=rngs)
