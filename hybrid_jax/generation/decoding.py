@@ -5,7 +5,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from hybrid_jax.generation.sampling import Sampling, row_keys, sample
 from hybrid_jax.models import Cache, CausalLM
@@ -40,10 +41,10 @@ class Rows:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How tokens are chosen, and the ids [E] after which a row is done."""
+    """How tokens are chosen, and which of the vocabulary's tokens end a row."""
 
     sampling: Sampling
-    stop_ids: Int[Array, " E"]
+    stops: Bool[Array | np.ndarray, " V"]
 
 
 @partial(jax.jit, static_argnames=("capacity", "chunk_size"))
@@ -51,7 +52,7 @@ def prefill(
     model: CausalLM,
     input_ids: Int[Array, "B S"],
     lengths: Int[Array, " B"],
-    seed: Int[Array, ""],
+    seed: Integer[Array, ""],
     settings: Settings,
     *,
     capacity: int,
@@ -127,9 +128,9 @@ def decode(
         # Segment 0 is padding: a row that is done leaves its cache alone.
         segment_ids = (~rows.done).astype(jnp.int32)[:, None]
         hidden, cache = model.hidden_states_and_cache(rows.token[:, None], segment_ids, None, rows.cache)
-        old, rows = rows, _choose(model, hidden[:, 0], replace(rows, cache=cache), settings)
-        tokens = jnp.where(old.done, NO_TOKEN, rows.token)
-        return number + 1, rows, jax.lax.dynamic_update_index_in_dim(made, tokens, number, axis=1)
+        after = _choose(model, hidden[:, 0], replace(rows, cache=cache), settings)
+        tokens = jnp.where(rows.done, NO_TOKEN, after.token)
+        return number + 1, after, jax.lax.dynamic_update_index_in_dim(made, tokens, number, axis=1)
 
     made = jnp.full((rows.token.shape[0], MAX_BURST), NO_TOKEN, jnp.int32)
     _, rows, made = jax.lax.while_loop(unfinished, make_token, (jnp.int32(0), rows, made))
@@ -138,6 +139,5 @@ def decode(
 
 def _choose(model: CausalLM, hidden: Float[Array, "B D"], rows: Rows, settings: Settings) -> Rows:
     token = sample(model.logits(hidden), rows.keys, rows.step, settings.sampling)
-    ended = jnp.any(token[:, None] == settings.stop_ids, axis=1)
     token = jnp.where(rows.done, rows.token, token)
-    return replace(rows, token=token, done=rows.done | ended, step=rows.step + 1)
+    return replace(rows, token=token, done=rows.done | settings.stops[token], step=rows.step + 1)

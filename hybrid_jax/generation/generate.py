@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import SupportsIndex
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.errors import InputError
@@ -105,9 +104,7 @@ def stream(
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens: found {max_new_tokens}, expected at least 1")
     config = model.config
-    settings = Settings(
-        sampling=make_sampling(temperature, top_k, top_p), stop_ids=_stop_ids(eos_token_id, config)
-    )
+    settings = Settings(sampling=make_sampling(temperature, top_k, top_p), stops=_stops(eos_token_id, config))
     checked = _check_prompts(prompts, max_new_tokens, config)
     return _bursts(model, checked, max_new_tokens, settings, seed, burst_size)
 
@@ -157,17 +154,20 @@ def _token_lists(made: Array) -> list[list[int]]:
     return [[int(token) for token in row if token != NO_TOKEN] for row in np.asarray(made)]
 
 
-def _stop_ids(eos_token_id: int | Sequence[int] | None, config: ModelConfig) -> Int[Array, " E"]:
+def _stops(eos_token_id: int | Sequence[int] | None, config: ModelConfig) -> Bool[np.ndarray, " V"]:
     if eos_token_id is None:
-        ids: tuple[int, ...] = config.eos_token_ids
+        ids: Sequence[int] = config.eos_token_ids
     else:
-        ids = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
+        ids = (eos_token_id,) if isinstance(eos_token_id, SupportsIndex) else eos_token_id
+    stops = np.zeros(config.vocab_size, bool)
     for token in ids:
         if not -1 <= token < config.vocab_size:
             raise InputError(
                 f"eos_token_id: found {token}, expected 0 <= id < vocab_size {config.vocab_size}, or -1 to never stop"
             )
-    return jnp.array(ids or (-1,), jnp.int32)
+        if token >= 0:
+            stops[token] = True
+    return stops
 
 
 def _check_prompts(prompts: Prompts, max_new_tokens: int, config: ModelConfig) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from hybrid_jax.errors import InputError
 
@@ -49,7 +49,7 @@ def make_sampling(temperature: float, top_k: int | None, top_p: float | None) ->
     )
 
 
-def row_keys(seed: Int[Array, ""], num_rows: int) -> Key[Array, " B"]:
+def row_keys(seed: Integer[Array, ""], num_rows: int) -> Key[Array, " B"]:
     """A key for each row that depends on ``seed`` and the row's number alone, not on how many rows there are."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num_rows))
 
