@@ -1,5 +1,5 @@
 """Text from prompts: sampling, prefill in chunks, and the decode loop on device."""
 
-from hybrid_jax.generation.generate import generate, stream
+from hybrid_jax.generation.api import generate, stream
 
 __all__ = ["generate", "stream"]
