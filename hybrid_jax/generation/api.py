@@ -14,7 +14,7 @@ from hybrid_jax.generation.sampling import make_sampling
 from hybrid_jax.models import CausalLM
 
 # Prompts are read this many tokens at a time; shorter ones in a chunk of the next power of two.
-_MAX_CHUNK = 256
+_MAX_CHUNK = 512
 _MIN_CHUNK = 16
 _MIN_CAPACITY = 64
 

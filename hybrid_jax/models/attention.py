@@ -7,7 +7,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hybrid_jax.config import LayerSpec, ModelConfig
 from hybrid_jax.models.cache import KVCache
-from hybrid_jax.models.linear import Linear
+from hybrid_jax.models.causal_attention import causal_attention
+from hybrid_jax.models.linear import Linear, flatten_rows
 from hybrid_jax.models.norm import RMSNorm
 from hybrid_jax.models.rope import rotate
 from hybrid_jax.models.tokens import Tokens
@@ -38,9 +39,10 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         batch, length, _ = x.shape
         heads = (batch, length, -1, self.head_dim)
-        q = self.q_norm(self.q_proj(x)).reshape(heads)
-        k = self.k_norm(self.k_proj(x)).reshape(heads)
-        v = self.v_proj(x).reshape(heads)
+        rows = flatten_rows(x)
+        q = self.q_norm(self.q_proj(rows)).reshape(heads)
+        k = self.k_norm(self.k_proj(rows)).reshape(heads)
+        v = self.v_proj(rows).reshape(heads)
         if self.spec.rope is not None:
             q, k = rotate(q, tokens.positions, self.spec.rope), rotate(k, tokens.positions, self.spec.rope)
         documents = tokens.documents if tokens.documents is not None else jnp.ones((batch, length), jnp.int32)
@@ -51,25 +53,31 @@ class Attention(nnx.Module):
             documents=documents,
             in_place=False,
         )
-        keys = new if cache is None else cache.extend(new)
-        y = attend(q, keys, tokens, window=self.spec.window, aligned=cache is None)
-        return self.o_proj(y.reshape(batch, length, -1)), keys
+        if cache is None:
+            y = causal_attention(q, k, v, tokens, self.spec.window)
+        else:
+            new = cache.extend(new)
+            y = attend_cache(q, new, tokens, self.spec.window)
+        return _project(self.o_proj, y).reshape(x.shape), new
 
 
-def attend(
-    q: Float[Array, "B T H K"], keys: KVCache, tokens: Tokens, *, window: int | None, aligned: bool
+@jax.checkpoint  # the op keeps y already, in another layout
+def _project(o_proj: Linear, y: Float[Array, "B T H K"]) -> Float[Array, "BT D"]:
+    return o_proj(y.reshape(-1, y.shape[2] * y.shape[3]))
+
+
+def attend_cache(
+    q: Float[Array, "B T H K"], keys: KVCache, tokens: Tokens, window: int | None
 ) -> Float[Array, "B T H K"]:
-    """Softmax attention of ``q`` over ``keys`` within document, causality and window; scores in float32.
+    """Softmax attention of ``q`` over a cache within document, causality and window; scores in float32.
 
-    Long inputs are taken a block of queries at a time and recomputed in the backward pass, so that memory grows
-    with T and not with its square.
+    Long inputs are taken a block of queries at a time, so that memory grows with T and not with its square.
 
     Args:
         q: queries, H a multiple of the keys' heads G; query head h uses key head h // (H / G).
-        keys: keys, values and where they stand.
+        keys: keys, values and where they stand, those of the queries' own tokens among them.
         tokens: where the queries stand.
         window: most tokens a query sees, itself included; None for all before it.
-        aligned: whether the keys are those of the same tokens as the queries, slot for slot.
     """
     batch, length, heads, _ = q.shape
     num_slots = keys.index.shape[1]
@@ -82,24 +90,15 @@ def attend(
     q = jnp.pad(q, (*padding, (0, 0), (0, 0)))
     index = jnp.pad(tokens.index, padding)
     documents = None if tokens.documents is None else jnp.pad(tokens.documents, padding)
-    span = num_slots if window is None or not aligned else min(window + block, num_slots)
 
     def one_block(start: Int[Array, ""]) -> Float[Array, "B b H K"]:
         def take(x: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
 
-        seen = keys
-        if span < num_slots:
-            first = jnp.clip(start + block - span, 0, num_slots - span)
-            slices = {
-                name: jax.lax.dynamic_slice_in_dim(getattr(keys, name), first, span, axis=axis)
-                for name, axis in (("k", 2), ("v", 2), ("index", 1), ("documents", 1))
-            }
-            seen = KVCache(**slices, in_place=False)
         own_documents = None if documents is None else take(documents)
-        return _attend_block(take(q), seen, take(index), own_documents, window)
+        return _attend_block(take(q), keys, take(index), own_documents, window)
 
-    blocks = jax.lax.map(jax.checkpoint(one_block), jnp.arange(num_blocks) * block)
+    blocks = jax.lax.map(one_block, jnp.arange(num_blocks) * block)
     return jnp.moveaxis(blocks, 0, 1).reshape(batch, num_blocks * block, heads, -1)[:, :length]
 
 

@@ -1,6 +1,7 @@
 """The Gated DeltaNet layer of OLMo Hybrid (arXiv 2412.06464, 2604.03444; transformers ``OlmoHybridGatedDeltaNet``)."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,15 @@ from jaxtyping import Array, Float
 
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.models.cache import LinearCache
-from hybrid_jax.models.linear import Linear
+from hybrid_jax.models.linear import Linear, flatten_rows
 from hybrid_jax.models.norm import GatedRMSNorm
 from hybrid_jax.models.short_conv import ShortConv
 from hybrid_jax.models.tokens import Tokens
-from pallas_kernels.gated_delta_rule import chunk_gated_delta_rule, recurrent_gated_delta_rule
+from pallas_kernels.gated_delta_rule import (
+    SAVED_FOR_BACKWARD,
+    chunk_gated_delta_rule,
+    recurrent_gated_delta_rule,
+)
 
 # The layer's own output norm, whatever the model's eps (fla's default, kept by the release).
 _O_NORM_EPS = 1e-5
@@ -50,34 +55,60 @@ class GatedDeltaNet(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], tokens: Tokens, cache: LinearCache | None
     ) -> tuple[Float[Array, "B T D"], LinearCache]:
-        batch, length, _ = x.shape
-        q_tail, k_tail, v_tail = (None,) * 3 if cache is None else (cache.q_tail, cache.k_tail, cache.v_tail)
-        q, q_tail = self.q_conv1d(self.q_proj(x), tokens, q_tail)
-        k, k_tail = self.k_conv1d(self.k_proj(x), tokens, k_tail)
-        v, v_tail = self.v_conv1d(self.v_proj(x), tokens, v_tail)
+        rows = flatten_rows(x)
+        projections = (self.q_proj, self.k_proj, self.v_proj, self.a_proj, self.b_proj)
+        inputs = [project(rows).reshape(*x.shape[:2], -1) for project in projections]
+        o, cache = _recurrence(self, *inputs, tokens, cache)
+        gate = self.g_proj(rows).reshape(o.shape)
+        return _normalize_and_project(self.o_norm, self.o_proj, o, gate).reshape(x.shape), cache
 
-        beta = self.beta_range * jax.nn.sigmoid(self.b_proj(x).astype(jnp.float32))
-        step = self.a_proj(x).astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32)
-        g = -jnp.exp(self.A_log[...].astype(jnp.float32)) * jax.nn.softplus(step)
 
-        state = None
-        if cache is not None:
-            # The op gives its initial state to the row's first document: it must be the one left open.
-            state = jnp.where(tokens.open_is_first[:, None, None, None], cache.state, 0.0)
-        rule = recurrent_gated_delta_rule if length == 1 else chunk_gated_delta_rule
-        o, state = rule(
-            q.reshape(batch, length, -1, self.key_head_dim),
-            k.reshape(batch, length, -1, self.key_head_dim),
-            v.reshape(batch, length, -1, self.value_head_dim),
-            g,
-            beta,
-            initial_state=state,
-            segment_ids=tokens.documents,
-            use_qk_l2norm=True,
-        )
-        gate = self.g_proj(x).reshape(batch, length, -1, self.value_head_dim)
-        y = self.o_proj(self.o_norm(o, gate).reshape(batch, length, -1))
-        return y, LinearCache(q_tail=q_tail, k_tail=k_tail, v_tail=v_tail, state=state)
+# For the gradient, what the op saves and the projections are kept; convolutions and gates are cheaper done again.
+@partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(SAVED_FOR_BACKWARD))
+def _recurrence(
+    layer: GatedDeltaNet,
+    q: Float[Array, "B T Ck"],
+    k: Float[Array, "B T Ck"],
+    v: Float[Array, "B T Cv"],
+    a: Float[Array, "B T N"],
+    b: Float[Array, "B T N"],
+    tokens: Tokens,
+    cache: LinearCache | None,
+) -> tuple[Float[Array, "B T N V"], LinearCache]:
+    """What the state answers to each token, from the projections, and the layer's cache."""
+    batch, length, _ = q.shape
+    q_tail, k_tail, v_tail = (None,) * 3 if cache is None else (cache.q_tail, cache.k_tail, cache.v_tail)
+    q, q_tail = layer.q_conv1d(q, tokens, q_tail)
+    k, k_tail = layer.k_conv1d(k, tokens, k_tail)
+    v, v_tail = layer.v_conv1d(v, tokens, v_tail)
+
+    beta = layer.beta_range * jax.nn.sigmoid(b.astype(jnp.float32))
+    step = a.astype(jnp.float32) + layer.dt_bias[...].astype(jnp.float32)
+    g = -jnp.exp(layer.A_log[...].astype(jnp.float32)) * jax.nn.softplus(step)
+
+    state = None
+    if cache is not None:
+        # The op gives its initial state to the row's first document: it must be the one left open.
+        state = jnp.where(tokens.open_is_first[:, None, None, None], cache.state, 0.0)
+    rule = recurrent_gated_delta_rule if length == 1 else chunk_gated_delta_rule
+    o, state = rule(
+        q.reshape(batch, length, -1, layer.key_head_dim),
+        k.reshape(batch, length, -1, layer.key_head_dim),
+        v.reshape(batch, length, -1, layer.value_head_dim),
+        g,
+        beta,
+        initial_state=state,
+        segment_ids=tokens.documents,
+        use_qk_l2norm=True,
+    )
+    return o, LinearCache(q_tail=q_tail, k_tail=k_tail, v_tail=v_tail, state=state)
+
+
+@jax.checkpoint  # the normalised output is cheaper to compute again than to write and read back
+def _normalize_and_project(
+    o_norm: GatedRMSNorm, o_proj: Linear, o: Float[Array, "B T N V"], gate: Float[Array, "B T N V"]
+) -> Float[Array, "BT D"]:
+    return o_proj(o_norm(o, gate).reshape(-1, o.shape[2] * o.shape[3]))
 
 
 def _init_a_log(key: Array, config: ModelConfig) -> Float[Array, " N"]:

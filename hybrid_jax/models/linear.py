@@ -16,6 +16,14 @@ def truncated_normal(key: Array, shape: tuple[int, ...], stddev: float) -> Float
     return stddev * jax.random.truncated_normal(key, -3.0, 3.0, shape, jnp.float32)
 
 
+def flatten_rows(x: Float[Array, "B T D"]) -> Float[Array, "BT D"]:
+    """One row per token, made once for all the maps that read ``x``.
+
+    XLA's CPU compiler would copy and transpose three-dimensional operands for a kernel's gradient.
+    """
+    return x.reshape(-1, x.shape[-1])
+
+
 class Linear(nnx.Module):
     """``x @ kernel`` in the compute dtype; ``kernel`` is [in, out], the transpose of torch's weight."""
 

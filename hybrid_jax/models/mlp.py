@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from hybrid_jax.config import ModelConfig
-from hybrid_jax.models.linear import Linear
+from hybrid_jax.models.linear import Linear, flatten_rows
 
 
 class MLP(nnx.Module):
@@ -19,9 +19,12 @@ class MLP(nnx.Module):
         self.down_proj = Linear(wide, narrow, stddev, dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down_proj(_swiglu(self.gate_proj(x), self.up_proj(x)))
+        rows = flatten_rows(x)
+        return _swiglu_down(self.down_proj, self.gate_proj(rows), self.up_proj(rows)).reshape(x.shape)
 
 
-@jax.checkpoint  # cheaper to compute again than to write and read back
-def _swiglu(gate: Float[Array, "B T F"], up: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
-    return jax.nn.silu(gate) * up
+@jax.checkpoint  # the product is cheaper to compute again than to write and read back
+def _swiglu_down(
+    down_proj: Linear, gate: Float[Array, "BT F"], up: Float[Array, "BT F"]
+) -> Float[Array, "BT D"]:
+    return down_proj(jax.nn.silu(gate) * up)

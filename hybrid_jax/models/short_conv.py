@@ -43,7 +43,6 @@ class ShortConv(nnx.Module):
         return _convolve(inputs, kernel, documents), _next_tail(inputs, documents, tokens, width - 1)
 
 
-@jax.checkpoint  # what it keeps for the gradient would be several times its inputs
 def _convolve(
     inputs: Float[Array, "B S C"], kernel: Float[Array, "W C"], documents: Array | None
 ) -> Float[Array, "B T C"]:

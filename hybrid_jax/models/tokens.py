@@ -20,6 +20,7 @@ class Tokens:
         index: place of each token in its row, counted over real tokens since the cache began; strictly
             increasing over the real tokens of a row.
         positions: position within the document, for rotary embeddings.
+        document_start: slot of this batch in which each token's document begins, 0 if it began before.
         open_document: [B] the document that the carried state belongs to (the cache's).
         open_is_first: [B] whether the row's first real token continues that document.
         last_slot: [B] slot of the row's last real token, -1 where it has none.
@@ -29,6 +30,7 @@ class Tokens:
     documents: Int[Array, "B T"] | None
     index: Int[Array, "B T"]
     positions: Int[Array, "B T"]
+    document_start: Int[Array, "B T"]
     open_document: Int[Array, " B"]
     open_is_first: Array
     last_slot: Int[Array, " B"]
@@ -85,13 +87,15 @@ def describe_tokens(
     last_document = documents[:, -1]
     begins = documents != jnp.concatenate([document[:, None], documents[:, :-1]], axis=1)
     starts = jax.lax.cummax(jnp.where(begins, index, start[:, None]), axis=1)
-    last_slot = jnp.max(jnp.where(real, jnp.arange(length, dtype=jnp.int32), -1), axis=1)
+    slot_numbers = jnp.arange(length, dtype=jnp.int32)
+    last_slot = jnp.max(jnp.where(real, slot_numbers, -1), axis=1)
     first_real = jnp.argmax(real, axis=1)
     first_document = jnp.take_along_axis(documents, first_real[:, None], axis=1)[:, 0]
     tokens = Tokens(
         documents=None if segment_ids is None and cache is None else jnp.where(real, documents, 0),
         index=index,
         positions=positions if positions is not None else index - starts,
+        document_start=jax.lax.cummax(jnp.where(begins, slot_numbers, 0), axis=1),
         open_document=document,
         open_is_first=first_document == document,
         last_slot=last_slot,

@@ -19,6 +19,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.gated_delta_rule.chunked_vjp import Residuals, backward
 from pallas_kernels.gated_delta_rule.decay import chunk_decay
@@ -32,6 +33,8 @@ from pallas_kernels.gated_delta_rule.layout import (
 from pallas_kernels.gated_delta_rule.solve import Gram, gram, solve
 
 CHUNK_SIZES = (16, 32, 64, 128)
+# The name under which jax.checkpoint policies know what the op computed and its backward pass needs.
+SAVED_FOR_BACKWARD = "gated_delta_rule"
 
 Outputs = tuple[jax.Array, jax.Array]
 Carry = tuple[jax.Array, jax.Array]
@@ -83,7 +86,9 @@ def _chunked_fwd(
     scale: float,
     chunk_size: int,
 ) -> tuple[Outputs, Residuals]:
-    outputs, saved = _forward(q, k, v, g, beta, initial_state, scale, chunk_size, save=True)
+    outputs, saved = checkpoint_name(
+        _forward(q, k, v, g, beta, initial_state, scale, chunk_size, save=True), SAVED_FOR_BACKWARD
+    )
     return outputs, Residuals(q, k, g, beta, *saved)
 
 
