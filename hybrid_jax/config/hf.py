@@ -32,7 +32,7 @@ _SILENT_DEFAULTS: dict[str, dict[str, Any]] = {
 _SILENT_THETA = {"olmo_hybrid": 10_000.0, "olmo3": 500_000.0}
 # Fields that would change the numbers and that no released model uses.
 _UNSUPPORTED = {"attention_bias": False, "hidden_act": "silu"}
-_OWN_FIELDS = ("model_type", "rope_parameters", "dtype", "remat")
+_OWN_FIELDS = ("model_type", "rope_parameters", "dtype", "remat", "context_parallel")
 
 
 def fields_from_hf(hf_config: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,9 @@ class ModelConfig:
     Field names are those of transformers' ``OlmoHybridConfig`` and ``Olmo3Config``. Fields left None take the
     family's defaults when the object is made. ``dtype`` is the compute dtype of matmuls; norms, gates, decay,
     recurrent state, logits and loss are float32 whatever it says. ``remat`` chooses what the backward pass
-    recomputes: "none", the whole "block", or all but the matmul outputs ("dots").
+    recomputes: "none", the whole "block", or all but the matmul outputs ("dots"). ``context_parallel`` chooses how
+    linear layers run where rows are split over devices: by combining the states of their parts ("prefix", any number
+    of devices) or by exchanging tokens for heads ("heads", where key heads divide).
 
     Raises:
         InputError: a field's value is impossible or contradicts another's.
@@ -82,6 +84,7 @@ class ModelConfig:
     pad_token_id: int | None = 100_277
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "block", "dots"] = "none"
+    context_parallel: Literal["prefix", "heads"] = "prefix"
 
     def __post_init__(self) -> None:
         for name in (
@@ -128,6 +131,7 @@ class ModelConfig:
         _check_choice("model_type", self.model_type, ("olmo_hybrid", "olmo3"))
         _check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         _check_choice("remat", self.remat, ("none", "block", "dots"))
+        _check_choice("context_parallel", self.context_parallel, ("prefix", "heads"))
         _check_multiple(
             "num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads
         )

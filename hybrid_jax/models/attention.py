@@ -10,8 +10,10 @@ from hybrid_jax.models.cache import KVCache
 from hybrid_jax.models.causal_attention import causal_attention
 from hybrid_jax.models.linear import Linear, flatten_rows
 from hybrid_jax.models.norm import RMSNorm
+from hybrid_jax.models.ring_attention import ring_attention
 from hybrid_jax.models.rope import rotate
 from hybrid_jax.models.tokens import Tokens
+from hybrid_jax.sharding.manual import axis_size
 
 # Scores are made for at most this many (query, key, head, row) tuples at a time: 256 MiB in float32.
 _MAX_SCORES = 2**26
@@ -28,9 +30,9 @@ class Attention(nnx.Module):
         self.q_proj = Linear(hidden, q_width, stddev, dtype, rngs=rngs)
         self.k_proj = Linear(hidden, kv_width, stddev, dtype, rngs=rngs)
         self.v_proj = Linear(hidden, kv_width, stddev, dtype, rngs=rngs)
-        self.o_proj = Linear(q_width, hidden, stddev, dtype, rngs=rngs)
-        self.q_norm = RMSNorm(q_width, config.rms_norm_eps)
-        self.k_norm = RMSNorm(kv_width, config.rms_norm_eps)
+        self.o_proj = Linear(q_width, hidden, stddev, dtype, sum_axis="tensor", rngs=rngs)
+        self.q_norm = RMSNorm(q_width, config.rms_norm_eps, split_axis="tensor")
+        self.k_norm = RMSNorm(kv_width, config.rms_norm_eps, split_axis="tensor")
         self.head_dim = config.head_dim
         self.spec = spec
 
@@ -53,7 +55,9 @@ class Attention(nnx.Module):
             documents=documents,
             in_place=False,
         )
-        if cache is None:
+        if axis_size("context") > 1:
+            y = ring_attention(q, k, v, tokens, self.spec.window)
+        elif cache is None:
             y = causal_attention(q, k, v, tokens, self.spec.window)
         else:
             new = cache.extend(new)

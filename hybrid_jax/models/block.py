@@ -13,7 +13,9 @@ from hybrid_jax.models.gated_delta_net import GatedDeltaNet
 from hybrid_jax.models.linear import LINEAR_OUTPUT
 from hybrid_jax.models.mlp import MLP
 from hybrid_jax.models.norm import RMSNorm
+from hybrid_jax.models.paths import gather_module
 from hybrid_jax.models.tokens import Tokens
+from hybrid_jax.sharding.manual import axis_size, save_unless_gathered
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Block(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B T D"], tokens: Tokens, cache: LayerCache | None
-    ) -> tuple[Float[Array, "B T D"], LayerCache]:
-        new_cache: LayerCache
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        new_cache: LayerCache | None = None
         for branch in self.branches:
             y = x if branch.norm_before is None else getattr(self, branch.norm_before)(x)
             module = getattr(self, branch.module)
@@ -109,18 +111,23 @@ class LayerStack(nnx.Module):
         x, new = pattern(x, jax.tree.map(lambda leaf: leaf[0], layers))
         return x, jax.tree.map(lambda leaf: leaf[None], new)
 
-    def without_cache(self, x: Float[Array, "B T D"], tokens: Tokens, remat: str) -> Float[Array, "B T D"]:
-        """Run all repeats for training: nothing is remembered, and ``remat`` (see ModelConfig) is obeyed."""
+    def without_cache(
+        self, x: Float[Array, "B T D"], tokens: Tokens, config: ModelConfig
+    ) -> Float[Array, "B T D"]:
+        """Run all repeats for training: nothing is remembered, and ``config.remat`` is obeyed."""
 
         def run_block(block: Block, x: Array) -> Array:
-            return block(x, tokens, None)[0]
+            return gather_module(block, "", config.dtype)(x, tokens, None)[0]
 
-        if remat == "block":
+        if config.remat == "block":
             run_block = jax.checkpoint(run_block)
-        elif remat == "dots":
+        elif config.remat == "dots":
             run_block = jax.checkpoint(
                 run_block, policy=jax.checkpoint_policies.save_only_these_names(LINEAR_OUTPUT)
             )
+        elif axis_size("fsdp") > 1:
+            # Whole parameters are gathered again for the gradient: kept, they would fill what splitting them saves.
+            run_block = jax.checkpoint(run_block, policy=save_unless_gathered)
 
         def pattern(x: Array, blocks: list[Block]) -> tuple[Array, None]:
             for block in blocks:

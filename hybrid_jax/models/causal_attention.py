@@ -67,25 +67,33 @@ def causal_attention(
         tokens: where they stand; the output of padding is 0.
         window: how many slots back a query sees, its own included; None for all before it.
     """
-    batch, length, heads, _ = q.shape
+    length = q.shape[1]
     block = block_size(length, window)
     padding = -length % block
     places = Places(
         *(jnp.pad(x, ((0, 0), (0, padding)), constant_values=_NOWHERE) for x in places_of(tokens, window))
     )
     q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
-    # Heads first, and queries that share a key head side by side: each block is one matmul per key head.
-    q = jnp.swapaxes(q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3]), 1, 2)
-    k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-    y = _attention(q, k, v, places, window, block)
-    y = jnp.swapaxes(y, 1, 2).reshape(batch, length + padding, heads, -1)[:, :length]
+    y = _attention(heads_first(q, k), _swap12(k), _swap12(v), places, window, block)
+    y = tokens_first(y)[:, :length]
     return y if tokens.documents is None else jnp.where((tokens.documents != 0)[..., None, None], y, 0)
+
+
+def heads_first(q: Float[Array, "B T H K"], k: Float[Array, "B T G K"]) -> Float[Array, "B G T M K"]:
+    """Queries that share a key head side by side: each block is one matmul per key head."""
+    return _swap12(q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3]))
+
+
+def tokens_first(y: Float[Array, "B G T M K"]) -> Float[Array, "B T H K"]:
+    """The inverse of ``heads_first``."""
+    y = _swap12(y)
+    return y.reshape(*y.shape[:2], -1, y.shape[4])
 
 
 def places_of(tokens: Tokens, window: int | None) -> Places:
     """What the tokens of a batch see of each other within document and window; padding sees and shows nothing."""
     first = tokens.document_start
-    slot = jnp.broadcast_to(jnp.arange(first.shape[1], dtype=jnp.int32), first.shape)
+    slot = jnp.broadcast_to(tokens.slots, first.shape)
     if window is not None:
         first = jnp.maximum(first, slot - window + 1)
     if tokens.documents is not None:
@@ -276,3 +284,7 @@ def _put(x: Array, part: Array, start: Array, axis: int = 2) -> Array:
 
 def _swap(x: Array) -> Array:
     return jnp.swapaxes(x, 2, 3)
+
+
+def _swap12(x: Array) -> Array:
+    return jnp.swapaxes(x, 1, 2)

@@ -16,7 +16,9 @@ from hybrid_jax.models.block import Block, LayerStack, layer_index
 from hybrid_jax.models.cache import Cache
 from hybrid_jax.models.linear import Embed, Linear
 from hybrid_jax.models.norm import RMSNorm
-from hybrid_jax.models.tokens import describe_tokens
+from hybrid_jax.models.paths import gather_module
+from hybrid_jax.models.tokens import describe_part, describe_tokens
+from hybrid_jax.sharding.manual import axis_size
 
 
 @jax.tree_util.register_dataclass
@@ -82,11 +84,23 @@ class CausalLM(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Activations after the final norm, in the compute dtype, for training: no cache, ``config.remat`` obeyed."""
-        tokens, _ = describe_tokens(input_ids.shape, segment_ids, positions, None)
+        if axis_size("context") > 1:
+            segment_ids = jnp.ones_like(input_ids) if segment_ids is None else segment_ids
+            tokens = describe_part(segment_ids, positions, "context")
+        else:
+            tokens, _ = describe_tokens(input_ids.shape, segment_ids, positions, None)
         x = self.embed_tokens(input_ids)
         for stack in self.groups:
-            x = stack.without_cache(x, tokens, self.config.remat)
+            x = stack.without_cache(x, tokens, self.config)
         return self.norm(x)
+
+    def gathered_ends(self) -> "CausalLM":
+        """This model with embedding and head whole where they are split over ``fsdp``; layers gather their own."""
+        model = nnx.clone(self)
+        model.embed_tokens = gather_module(self.embed_tokens, "embed_tokens.", self.config.dtype)
+        if self.lm_head is not None:
+            model.lm_head = gather_module(self.lm_head, "lm_head.", self.config.dtype)
+        return model
 
     def hidden_states_and_cache(
         self,

@@ -10,10 +10,12 @@ from jaxtyping import Array, Float
 
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.models.cache import LinearCache
+from hybrid_jax.models.context_rule import heads_rule, prefix_rule
 from hybrid_jax.models.linear import Linear, flatten_rows
 from hybrid_jax.models.norm import GatedRMSNorm
 from hybrid_jax.models.short_conv import ShortConv
 from hybrid_jax.models.tokens import Tokens
+from hybrid_jax.sharding.manual import axis_size
 from pallas_kernels.gated_delta_rule import (
     SAVED_FOR_BACKWARD,
     chunk_gated_delta_rule,
@@ -41,7 +43,7 @@ class GatedDeltaNet(nnx.Module):
         self.a_proj = Linear(hidden, num_heads, stddev, dtype, rngs=rngs)
         self.b_proj = Linear(hidden, num_heads, stddev, dtype, rngs=rngs)
         self.g_proj = Linear(hidden, value_width, stddev, dtype, rngs=rngs)
-        self.o_proj = Linear(value_width, hidden, stddev, dtype, rngs=rngs)
+        self.o_proj = Linear(value_width, hidden, stddev, dtype, sum_axis="tensor", rngs=rngs)
         self.q_conv1d = ShortConv(key_width, config, rngs=rngs)
         self.k_conv1d = ShortConv(key_width, config, rngs=rngs)
         self.v_conv1d = ShortConv(value_width, config, rngs=rngs)
@@ -50,11 +52,12 @@ class GatedDeltaNet(nnx.Module):
         self.dt_bias = nnx.Param(_init_dt_bias(rngs.params(), config))
         self.key_head_dim = config.linear_key_head_dim
         self.value_head_dim = config.linear_value_head_dim
+        self.context_parallel = config.context_parallel
         self.beta_range = 2.0 if config.linear_allow_neg_eigval else 1.0
 
     def __call__(
         self, x: Float[Array, "B T D"], tokens: Tokens, cache: LinearCache | None
-    ) -> tuple[Float[Array, "B T D"], LinearCache]:
+    ) -> tuple[Float[Array, "B T D"], LinearCache | None]:
         rows = flatten_rows(x)
         projections = (self.q_proj, self.k_proj, self.v_proj, self.a_proj, self.b_proj)
         inputs = [project(rows).reshape(*x.shape[:2], -1) for project in projections]
@@ -74,8 +77,8 @@ def _recurrence(
     b: Float[Array, "B T N"],
     tokens: Tokens,
     cache: LinearCache | None,
-) -> tuple[Float[Array, "B T N V"], LinearCache]:
-    """What the state answers to each token, from the projections, and the layer's cache."""
+) -> tuple[Float[Array, "B T N V"], LinearCache | None]:
+    """What the state answers to each token, from the projections, and the layer's cache: none of part of a row."""
     batch, length, _ = q.shape
     q_tail, k_tail, v_tail = (None,) * 3 if cache is None else (cache.q_tail, cache.k_tail, cache.v_tail)
     q, q_tail = layer.q_conv1d(q, tokens, q_tail)
@@ -86,21 +89,19 @@ def _recurrence(
     step = a.astype(jnp.float32) + layer.dt_bias[...].astype(jnp.float32)
     g = -jnp.exp(layer.A_log[...].astype(jnp.float32)) * jax.nn.softplus(step)
 
+    q = q.reshape(batch, length, -1, layer.key_head_dim)
+    k = k.reshape(batch, length, -1, layer.key_head_dim)
+    v = v.reshape(batch, length, -1, layer.value_head_dim)
     state = None
+    if axis_size("context") > 1:
+        spread_rule = prefix_rule if layer.context_parallel == "prefix" else heads_rule
+        o = spread_rule(q, k, v, g, beta, tokens)
+        return o, None
     if cache is not None:
         # The op gives its initial state to the row's first document: it must be the one left open.
         state = jnp.where(tokens.open_is_first[:, None, None, None], cache.state, 0.0)
     rule = recurrent_gated_delta_rule if length == 1 else chunk_gated_delta_rule
-    o, state = rule(
-        q.reshape(batch, length, -1, layer.key_head_dim),
-        k.reshape(batch, length, -1, layer.key_head_dim),
-        v.reshape(batch, length, -1, layer.value_head_dim),
-        g,
-        beta,
-        initial_state=state,
-        segment_ids=tokens.documents,
-        use_qk_l2norm=True,
-    )
+    o, state = rule(q, k, v, g, beta, initial_state=state, segment_ids=tokens.documents, use_qk_l2norm=True)
     return o, LinearCache(q_tail=q_tail, k_tail=k_tail, v_tail=v_tail, state=state)
 
 

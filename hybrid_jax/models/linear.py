@@ -7,6 +7,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from hybrid_jax.sharding.manual import axis_index, is_manual, sum_over
+
 # The name under which jax.checkpoint policies know the outputs of linear maps.
 LINEAR_OUTPUT = "linear_output"
 
@@ -25,14 +27,29 @@ def flatten_rows(x: Float[Array, "B T D"]) -> Float[Array, "BT D"]:
 
 
 class Linear(nnx.Module):
-    """``x @ kernel`` in the compute dtype; ``kernel`` is [in, out], the transpose of torch's weight."""
+    """``x @ kernel`` in the compute dtype; ``kernel`` is [in, out], the transpose of torch's weight.
 
-    def __init__(self, num_in: int, num_out: int, stddev: float, dtype: DTypeLike, *, rngs: nnx.Rngs) -> None:
+    ``sum_axis`` is the mesh axis over which ``in`` is split, and so the products are to be summed.
+    """
+
+    def __init__(
+        self,
+        num_in: int,
+        num_out: int,
+        stddev: float,
+        dtype: DTypeLike,
+        *,
+        sum_axis: str | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.kernel = nnx.Param(truncated_normal(rngs.params(), (num_in, num_out), stddev))
         self.dtype = dtype
+        self.sum_axis = sum_axis
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         y = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        if self.sum_axis is not None:
+            y = sum_over(y, self.sum_axis)
         return checkpoint_name(y, LINEAR_OUTPUT)
 
 
@@ -46,4 +63,11 @@ class Embed(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, input_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.embedding[...][input_ids].astype(self.dtype)
+        table = self.embedding[...]
+        if not is_manual("tensor"):
+            return table[input_ids].astype(self.dtype)
+        # The vocabulary is split: exactly one device has each row.
+        row = input_ids - axis_index("tensor") * table.shape[0]
+        own = (row >= 0) & (row < table.shape[0])
+        rows = table[jnp.where(own, row, 0)].astype(self.dtype)
+        return sum_over(jnp.where(own[..., None], rows, 0), "tensor")

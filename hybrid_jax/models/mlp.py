@@ -16,7 +16,7 @@ class MLP(nnx.Module):
         stddev, dtype = config.initializer_range, config.dtype
         self.gate_proj = Linear(narrow, wide, stddev, dtype, rngs=rngs)
         self.up_proj = Linear(narrow, wide, stddev, dtype, rngs=rngs)
-        self.down_proj = Linear(wide, narrow, stddev, dtype, rngs=rngs)
+        self.down_proj = Linear(wide, narrow, stddev, dtype, sum_axis="tensor", rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         rows = flatten_rows(x)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.models.linear import truncated_normal
 from hybrid_jax.models.tokens import Tokens
+from hybrid_jax.sharding.manual import axis_size, shift
 
 
 class ShortConv(nnx.Module):
@@ -36,6 +37,14 @@ class ShortConv(nnx.Module):
         """
         kernel = self.kernel[...].astype(jnp.float32)
         width = kernel.shape[0]
+        if axis_size("context") > 1:
+            # The tokens before this device's part of the row are its neighbour's last.
+            halo = slice(x.shape[1] - width + 1, None)
+            documents = jnp.asarray(tokens.documents)
+            before, tail = shift((documents[:, halo], x[:, halo]), "context", 1)
+            documents = jnp.concatenate([before, documents], axis=1)
+            inputs = jnp.concatenate([tail, x], axis=1)
+            return _convolve(inputs, kernel, documents), tail
         if tail is None:
             tail = jnp.zeros((x.shape[0], width - 1, x.shape[2]), x.dtype)
         inputs = jnp.concatenate([tail.astype(x.dtype), x], axis=1)

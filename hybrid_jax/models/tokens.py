@@ -1,12 +1,13 @@
 """Where each token of a packed batch stands: its document, its place in the row, its position."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from hybrid_jax.models.cache import Cache
+from hybrid_jax.sharding.manual import axis_index
 
 
 @jax.tree_util.register_dataclass
@@ -20,6 +21,7 @@ class Tokens:
         index: place of each token in its row, counted over real tokens since the cache began; strictly
             increasing over the real tokens of a row.
         positions: position within the document, for rotary embeddings.
+        slots: number of each slot of the batch in its row; other than 0, 1, 2, ... where this device has only a part.
         document_start: slot of this batch in which each token's document begins, 0 if it began before.
         open_document: [B] the document that the carried state belongs to (the cache's).
         open_is_first: [B] whether the row's first real token continues that document.
@@ -30,6 +32,7 @@ class Tokens:
     documents: Int[Array, "B T"] | None
     index: Int[Array, "B T"]
     positions: Int[Array, "B T"]
+    slots: Int[Array, " T"]
     document_start: Int[Array, "B T"]
     open_document: Int[Array, " B"]
     open_is_first: Array
@@ -95,6 +98,7 @@ def describe_tokens(
         documents=None if segment_ids is None and cache is None else jnp.where(real, documents, 0),
         index=index,
         positions=positions if positions is not None else index - starts,
+        slots=slot_numbers,
         document_start=jax.lax.cummax(jnp.where(begins, slot_numbers, 0), axis=1),
         open_document=document,
         open_is_first=first_document == document,
@@ -108,3 +112,37 @@ def describe_tokens(
         "document_start": starts[:, -1],
     }
     return tokens, after
+
+
+def describe_part(segment_ids: Int[Array, "B T"], positions: Int[Array, "B T"] | None, axis: str) -> Tokens:
+    """As ``describe_tokens`` without a cache, where this device has a contiguous part of each row.
+
+    Args:
+        segment_ids: of this device's tokens.
+        positions: of this device's tokens.
+        axis: the mesh axis over which rows are split.
+    """
+    num_tokens = segment_ids.shape[1]
+    row_segments = jax.lax.all_gather(segment_ids, axis, axis=1, tiled=True)
+    row, _ = describe_tokens(row_segments.shape, row_segments, None, None)
+    offset = axis_index(axis) * num_tokens
+
+    def part(x: Array) -> Array:
+        return jax.lax.dynamic_slice_in_dim(x, offset, num_tokens, x.ndim - 1)
+
+    row_documents = jnp.where(row_segments != 0, jnp.asarray(row.documents), 0)
+    in_force = jax.lax.cummax(row_documents, axis=1)
+    before = jnp.where(offset > 0, jnp.take(in_force, jnp.maximum(offset - 1, 0), axis=1), 0)
+    documents = part(row_documents)
+    first_real = jnp.argmax(documents != 0, axis=1)
+    first_document = jnp.take_along_axis(part(in_force), first_real[:, None], axis=1)[:, 0]
+    return replace(
+        row,
+        documents=documents,
+        index=part(row.index),
+        positions=part(row.positions) if positions is None else positions,
+        slots=part(row.slots),
+        document_start=part(row.document_start),
+        open_document=before,
+        open_is_first=first_document == before,
+    )

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Int32
 
+from hybrid_jax.sharding.manual import axis_index, max_over, sum_over, vary_like
+
 IGNORED_LABEL = -100
 
 
@@ -76,7 +78,7 @@ def _loss(hidden: Array, kernel: Array, labels: Array, z_loss_weight: float) -> 
         chunk_sums, _, _ = _chunk_loss(chunk[0], kernel, chunk[1])
         return sums + chunk_sums, None
 
-    (cross_entropy, z_loss), _ = jax.lax.scan(add_chunk, jnp.zeros(2), (hidden, labels))
+    (cross_entropy, z_loss), _ = jax.lax.scan(add_chunk, vary_like(jnp.zeros(2), hidden), (hidden, labels))
     return cross_entropy + z_loss_weight * z_loss, cross_entropy, z_loss
 
 
@@ -96,10 +98,11 @@ def _loss_forward(
         d_logits = softmax * (1 + 2 * z_loss_weight * log_partition) - _onehot(chunk_labels, logits)
         d_logits = jnp.where((chunk_labels != IGNORED_LABEL)[..., None], d_logits, 0).astype(hidden.dtype)
         d_hidden = jnp.einsum("BTV,DV->BTD", d_logits, compute_kernel, preferred_element_type=jnp.float32)
+        d_hidden = sum_over(d_hidden, "tensor")
         d_kernel += jnp.einsum("BTD,BTV->DV", chunk_hidden, d_logits, preferred_element_type=jnp.float32)
         return (sums + chunk_sums, d_kernel), d_hidden.astype(hidden.dtype)
 
-    zeros = (jnp.zeros(2), jnp.zeros(kernel.shape, jnp.float32))
+    zeros = (vary_like(jnp.zeros(2), hidden), jnp.zeros_like(kernel, dtype=jnp.float32))
     ((cross_entropy, z_loss), d_kernel), d_hidden = jax.lax.scan(add_chunk, zeros, (hidden, labels))
     values = (cross_entropy + z_loss_weight * z_loss, cross_entropy, z_loss)
     return values, (d_hidden, d_kernel.astype(kernel.dtype))
@@ -117,11 +120,17 @@ _loss.defvjp(_loss_forward, _loss_backward)
 
 
 def _chunk_loss(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """The chunk's sums of (cross-entropy, z-loss), its logits [B,T,V] and log-partitions [B,T,1]; all float32."""
+    """The chunk's sums of (cross-entropy, z-loss), its logits [B,T,V] and log-partitions [B,T,1]; all float32.
+
+    V is this device's part of the vocabulary where it is split over ``tensor``.
+    """
     logits = jnp.einsum("BTD,DV->BTV", hidden, kernel, preferred_element_type=jnp.float32)
-    log_partition = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    largest = max_over(jnp.max(logits, axis=-1, keepdims=True), "tensor")
+    partition = sum_over(jnp.sum(jnp.exp(logits - largest), axis=-1, keepdims=True), "tensor")
+    log_partition = largest + jnp.log(partition)
     # A masked sum fuses with its neighbours where a gather does not: measured a fifth faster on CPU.
     label_logit = jnp.sum(jnp.where(_onehot(labels, logits), logits, 0), axis=-1, keepdims=True)
+    label_logit = sum_over(label_logit, "tensor")
     terms = jnp.stack([log_partition - label_logit, log_partition**2])
     return (
         jnp.sum(jnp.where((labels != IGNORED_LABEL)[..., None], terms, 0), axis=(1, 2, 3)),
@@ -131,4 +140,5 @@ def _chunk_loss(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Arr
 
 
 def _onehot(labels: Array, logits: Array) -> Array:
-    return jax.lax.broadcasted_iota(labels.dtype, logits.shape, 2) == labels[..., None]
+    first = axis_index("tensor") * logits.shape[-1]
+    return first + jax.lax.broadcasted_iota(labels.dtype, logits.shape, 2) == labels[..., None]

@@ -7,8 +7,8 @@ from hybrid_jax.config import ModelConfig
 from hybrid_jax.errors import InputError
 from hybrid_jax.yaml_config import from_mapping, to_mapping
 
-# Decides what is recomputed, never what comes out.
-_FREE_MODEL_FIELDS = ("remat",)
+# These decide how it is computed, never what comes out.
+_FREE_MODEL_FIELDS = ("remat", "context_parallel")
 
 
 def check_same_model(model: ModelConfig, saved: Mapping[str, Any], checkpoint: str) -> None:

@@ -1,14 +1,17 @@
 """What training changes: the step, the model and the optimizer's state, as one pytree."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32
 
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.models import CausalLM, create_model
+from hybrid_jax.models.paths import parameter_path
+from hybrid_jax.sharding import parameter_sharding, single_device_mesh
 
 
 class TrainState(NamedTuple):
@@ -25,7 +28,36 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def create_state(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """A fresh model and optimizer at step 0."""
-    model = create_model(config, seed)
-    return TrainState(step=jnp.int32(0), model=model, opt_state=jax.jit(optimizer.init)(model))
+def create_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh | None = None
+) -> TrainState:
+    """A fresh model and optimizer at step 0, made where they belong on ``mesh`` (default: the first device alone)."""
+
+    def create() -> TrainState:
+        model = create_model(config, seed)
+        return TrainState(step=jnp.int32(0), model=model, opt_state=optimizer.init(model))
+
+    shardings = state_shardings(
+        jax.eval_shape(create), optimizer, single_device_mesh() if mesh is None else mesh
+    )
+    return jax.jit(create, out_shardings=shardings)()
+
+
+def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """How every array of ``state`` (or of its shapes) lies on ``mesh``: moments as their parameters, the rest whole.
+
+    Raises:
+        InputError: a dimension of a parameter that its mesh axes do not divide.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    model = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: parameter_sharding(parameter_path(path), leaf.shape, mesh), state.model
+    )
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        state.opt_state,
+        model,
+        transform_non_params=lambda _: whole,
+    )
+    return TrainState(step=whole, model=model, opt_state=opt_state)

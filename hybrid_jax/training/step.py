@@ -1,17 +1,23 @@
-"""One optimizer step as one compiled function: microbatches, gradients, update and metrics, all on the device."""
+"""One optimizer step as one compiled function: microbatches, gradients, update and metrics, all on the devices."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float32, Int32
 
 from hybrid_jax.models import CausalLM
+from hybrid_jax.models.paths import parameter_path
+from hybrid_jax.sharding import parameter_spec, single_device_mesh
+from hybrid_jax.sharding.manual import sum_over
+from hybrid_jax.sharding.mesh import BATCH_AXES, BATCH_SPEC
 from hybrid_jax.training.loss import IGNORED_LABEL, LossSums, fused_cross_entropy
 from hybrid_jax.training.schedule import Schedule
-from hybrid_jax.training.state import TrainState
+from hybrid_jax.training.state import TrainState, state_shardings
 
 Batch = dict[str, Int32[Array, "B T"]]
 Metrics = dict[str, Float32[Array, ""]]
@@ -23,43 +29,67 @@ def make_train_step(
     schedule: Schedule,
     num_microbatches: int = 1,
     z_loss_weight: float = 0.0,
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """The compiled step ``(state, batch) -> (state, metrics)``; it takes over the state's memory.
 
-    The loss is the mean over all targets of the whole batch, whichever rows and microbatches they lie in. Metrics
-    are float32 scalars under OLMo-core's names and stay on the device: nothing here waits for them.
+    The loss is the mean over all targets of the whole batch, whichever devices, rows and microbatches they lie in.
+    Metrics are float32 scalars under OLMo-core's names and stay on the device: nothing here waits for them.
 
     Args:
         optimizer: from ``make_optimizer``.
         schedule: only to report the learning rate.
-        num_microbatches: how many parts the rows of a batch are split into; must divide them.
+        num_microbatches: how many parts the rows of a batch are split into; must divide each device's.
         z_loss_weight: see ``fused_cross_entropy``.
+        mesh: the devices, default the first alone; states and batches lie on it as ``state_shardings`` and
+            ``batch_sharding`` say.
     """
+    mesh = single_device_mesh() if mesh is None else mesh
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        num_labels = batch["labels"].size
-        num_targets = jnp.sum(batch["labels"] != IGNORED_LABEL, dtype=jnp.int32)
-        scale = 1 / jnp.maximum(num_targets, 1).astype(jnp.float32)
-
-        def loss(model: CausalLM, microbatch: Batch) -> tuple[Float32[Array, ""], LossSums]:
-            hidden = model.hidden_states(microbatch["input_ids"], microbatch["segment_ids"])
-            sums = fused_cross_entropy(hidden, model.output_kernel(), microbatch["labels"], z_loss_weight)
-            return scale * sums.total, sums
-
-        gradients, sums = _accumulate(jax.grad(loss, has_aux=True), state.model, batch, num_microbatches)
+        shardings = state_shardings(state, optimizer, mesh)
+        specs = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: parameter_spec(parameter_path(path), leaf.ndim), state.model
+        )
+        gradient = partial(_gradient, num_microbatches=num_microbatches, z_loss_weight=z_loss_weight)
+        gradients, sums = jax.shard_map(
+            gradient, mesh=mesh, in_specs=(specs, BATCH_SPEC), out_specs=(specs, PartitionSpec())
+        )(state.model, batch)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)
+        scale = _one_over(sums.num_targets)
         metrics = {
             "train/CE loss": scale * sums.cross_entropy,
             "train/Z loss": scale * sums.z_loss * z_loss_weight,
             "train/Z loss unscaled": scale * sums.z_loss,
-            "train/masked labels (%)": 1 - num_targets / num_labels,
+            "train/masked labels (%)": 1 - sums.num_targets / batch["labels"].size,
             "optim/total grad norm": optax.tree.norm(gradients),
             "optim/LR (group 0)": schedule(state.step),
         }
         model = optax.apply_updates(state.model, updates)
-        return TrainState(step=state.step + 1, model=model, opt_state=opt_state), metrics
+        new = TrainState(step=state.step + 1, model=model, opt_state=opt_state)
+        return jax.lax.with_sharding_constraint(new, shardings), metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _gradient(
+    model: CausalLM, batch: Batch, num_microbatches: int, z_loss_weight: float
+) -> tuple[CausalLM, LossSums]:
+    """Gradients of the mean loss and sums over the whole batch, from this device's part of the model and the batch."""
+    scale = _one_over(sum_over(jnp.sum(batch["labels"] != IGNORED_LABEL, dtype=jnp.int32), *BATCH_AXES))
+
+    def loss(model: CausalLM, microbatch: Batch) -> tuple[Float32[Array, ""], LossSums]:
+        model = model.gathered_ends()
+        hidden = model.hidden_states(microbatch["input_ids"], microbatch["segment_ids"])
+        own = fused_cross_entropy(hidden, model.output_kernel(), microbatch["labels"], z_loss_weight)
+        sums = LossSums(*sum_over(tuple(own), *BATCH_AXES))
+        return scale * sums.total, sums
+
+    return _accumulate(jax.grad(loss, has_aux=True), model, batch, num_microbatches)
+
+
+def _one_over(num_targets: Int32[Array, ""]) -> Float32[Array, ""]:
+    return 1 / jnp.maximum(num_targets, 1).astype(jnp.float32)
 
 
 def _accumulate(
@@ -72,14 +102,12 @@ def _accumulate(
     if num_microbatches == 1:
         return gradient(model, batch)
 
-    # Every m-th row, not m blocks of rows: rows then stay on the device they are on.
-    microbatches = jax.tree.map(
-        lambda rows: jnp.moveaxis(rows.reshape(-1, num_microbatches, rows.shape[1]), 1, 0), batch
-    )
+    microbatches = jax.tree.map(lambda rows: rows.reshape(num_microbatches, -1, rows.shape[1]), batch)
 
     def add(carry: tuple[CausalLM, LossSums], microbatch: Batch) -> tuple[tuple[CausalLM, LossSums], None]:
         return jax.tree.map(jnp.add, carry, gradient(model, microbatch)), None
 
-    shapes = jax.eval_shape(gradient, model, jax.tree.map(lambda rows: rows[0], microbatches))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, zeros, microbatches)[0]
+    zero = jnp.float32(0)
+    nothing = LossSums(zero, zero, zero, jnp.int32(0))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=jnp.float32), model)
+    return jax.lax.scan(add, (zeros, nothing), microbatches)[0]

@@ -1,4 +1,4 @@
-"""Meshes, and the one table that says how every parameter lies on them.
+"""The one table that says how every parameter lies on a mesh.
 
 Tensor dimensions have logical names; rules map those to mesh axes. A mesh may leave out axes it does not use.
 """
@@ -6,23 +6,12 @@ Tensor dimensions have logical names; rules map those to mesh axes. A mesh may l
 import re
 from collections.abc import Mapping
 
-import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hybrid_jax.errors import InputError
 
-MESH_AXES = ("data", "fsdp", "context", "tensor")
-
-# Logical dimension -> mesh axes.
-RULES: Mapping[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "sequence": ("context",),
-    "embed": ("fsdp",),
-    "vocab": ("tensor",),
-    "heads": ("tensor",),
-    "mlp": ("tensor",),
-}
+# Logical dimension -> mesh axis.
+RULES: Mapping[str, str] = {"embed": "fsdp", "vocab": "tensor", "heads": "tensor", "mlp": "tensor"}
 
 # Parameter name -> logical names of its last dimensions; a leading dimension of stacked layers is never sharded.
 _PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -39,20 +28,16 @@ _PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """A mesh of all devices with the given axis sizes, in the order of ``MESH_AXES``.
+def parameter_spec(path: str, num_dims: int) -> PartitionSpec:
+    """The mesh axis of every dimension of the parameter called ``path``.
 
     Raises:
-        InputError: an unknown axis, or sizes whose product is not the number of devices.
+        InputError: a parameter the table does not know.
     """
-    unknown = sorted(set(sizes) - set(MESH_AXES))
-    if unknown:
-        raise InputError(f"mesh: found axes {', '.join(unknown)}, expected some of {', '.join(MESH_AXES)}")
-    shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
-    devices = jax.devices()
-    if int(np.prod(shape)) != len(devices):
-        raise InputError(f"mesh: found {dict(sizes)} = {np.prod(shape)} devices, expected {len(devices)}")
-    return Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    logical = _logical_axes(path)
+    return PartitionSpec(
+        *(None,) * (num_dims - len(logical)), *(None if name is None else RULES[name] for name in logical)
+    )
 
 
 def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
@@ -63,18 +48,14 @@ def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSh
     Raises:
         InputError: a dimension that its mesh axes do not divide, or a parameter the table does not know.
     """
-    logical = _logical_axes(path)
-    names: list[str | tuple[str, ...] | None] = [None] * (len(shape) - len(logical))
-    for name in logical:
-        axes = tuple(a for a in RULES[name] if mesh.shape.get(a, 1) > 1) if name else ()
-        size = int(np.prod([mesh.shape[a] for a in axes]))
-        dim = len(names)
+    names: list[str | None] = []
+    for dim, axis in enumerate(parameter_spec(path, len(shape))):
+        size = mesh.shape.get(axis, 1) if axis else 1
         if shape[dim] % size:
             raise InputError(
-                f"mesh: {path} has shape {shape}; dimension {dim} ({name}) "
-                f"does not divide by {size} ({', '.join(axes)})"
+                f"mesh: {path} has shape {shape}; dimension {dim} does not divide by {size} ({axis})"
             )
-        names.append(axes[0] if len(axes) == 1 else (axes or None))
+        names.append(axis if size > 1 else None)
     auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
     return NamedSharding(auto, PartitionSpec(*names))
 
