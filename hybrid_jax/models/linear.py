@@ -7,7 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from hybrid_jax.sharding.manual import axis_index, is_manual, sum_over
+from hybrid_jax.sharding.manual import axis_index, axis_size, sum_over
 
 # The name under which jax.checkpoint policies know the outputs of linear maps.
 LINEAR_OUTPUT = "linear_output"
@@ -64,7 +64,7 @@ class Embed(nnx.Module):
 
     def __call__(self, input_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         table = self.embedding[...]
-        if not is_manual("tensor"):
+        if axis_size("tensor") == 1:
             return table[input_ids].astype(self.dtype)
         # The vocabulary is split: exactly one device has each row.
         row = input_ids - axis_index("tensor") * table.shape[0]

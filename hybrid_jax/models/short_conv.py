@@ -40,11 +40,10 @@ class ShortConv(nnx.Module):
         if axis_size("context") > 1:
             # The tokens before this device's part of the row are its neighbour's last.
             halo = slice(x.shape[1] - width + 1, None)
-            documents = jnp.asarray(tokens.documents)
-            before, tail = shift((documents[:, halo], x[:, halo]), "context", 1)
-            documents = jnp.concatenate([before, documents], axis=1)
+            own = jnp.asarray(tokens.documents)
+            before, tail = shift((own[:, halo], x[:, halo]), "context", 1)
             inputs = jnp.concatenate([tail, x], axis=1)
-            return _convolve(inputs, kernel, documents), tail
+            return _convolve(inputs, kernel, jnp.concatenate([before, own], axis=1)), tail
         if tail is None:
             tail = jnp.zeros((x.shape[0], width - 1, x.shape[2]), x.dtype)
         inputs = jnp.concatenate([tail.astype(x.dtype), x], axis=1)

@@ -4,7 +4,6 @@ from hybrid_jax.sharding.mesh import (
     MESH_AXES,
     MeshConfig,
     batch_sharding,
-    check_batch_fits,
     make_mesh,
     single_device_mesh,
 )
@@ -14,7 +13,6 @@ __all__ = [
     "MESH_AXES",
     "MeshConfig",
     "batch_sharding",
-    "check_batch_fits",
     "make_mesh",
     "parameter_sharding",
     "parameter_spec",

@@ -9,18 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
+from hybrid_jax.sharding.mesh import BATCH_AXES
 from hybrid_jax.sharding.parameters import parameter_spec
-
-
-def is_manual(axis: str) -> bool:
-    """Whether the code runs once per device along a mesh axis."""
-    return axis in jax.sharding.get_abstract_mesh().manual_axes
 
 
 def axis_size(axis: str) -> int:
     """Number of parts along a mesh axis: 1 outside ``shard_map``."""
-    return jax.sharding.get_abstract_mesh().shape[axis] if is_manual(axis) else 1
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape[axis] if axis in mesh.manual_axes else 1
 
 
 def axis_index(axis: str) -> jax.Array | int:
@@ -30,13 +28,13 @@ def axis_index(axis: str) -> jax.Array | int:
 
 def sum_over(x: Any, *axes: str) -> Any:
     """Sums over the devices along ``axes``; every one of them gets the result."""
-    present = tuple(axis for axis in axes if is_manual(axis))
-    return lax.psum(x, present) if present else x
+    split = _split(*axes)
+    return lax.psum(x, split) if split else x
 
 
 def max_over(x: jax.Array, axis: str) -> jax.Array:
     """The largest along ``axis``; not differentiable."""
-    return lax.pmax(x, axis) if is_manual(axis) else x
+    return lax.pmax(x, axis) if _split(axis) else x
 
 
 def shift(x: Any, axis: str, distance: int) -> Any:
@@ -52,7 +50,7 @@ def rotate(x: Any, axis: str) -> Any:
     return jax.tree.map(lambda leaf: lax.ppermute(leaf, axis, [(i, (i + 1) % size) for i in range(size)]), x)
 
 
-def gather_parameters(module: Any, names: Any, dtype: jnp.dtype) -> Any:
+def gather_parameters(module: Any, names: Any, dtype: DTypeLike) -> Any:
     """``module`` with every parameter that is split over ``fsdp`` whole, in the compute dtype.
 
     The gradient comes back summed in float32 over all devices that saw other tokens, each device with its part.
@@ -62,7 +60,7 @@ def gather_parameters(module: Any, names: Any, dtype: jnp.dtype) -> Any:
         names: the same pytree of their dotted names.
         dtype: what gathered parameters are cast to, before they travel.
     """
-    if not is_manual("fsdp"):
+    if not _split(*BATCH_AXES):
         return module
 
     def gather(name: str, leaf: jax.Array) -> jax.Array:
@@ -75,8 +73,8 @@ def gather_parameters(module: Any, names: Any, dtype: jnp.dtype) -> Any:
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(x: jax.Array, dim: int, dtype: jnp.dtype) -> jax.Array:
     # Marked as differing between all devices that see other tokens: then nothing sums its gradient before we do.
-    x = lax.pcast(x.astype(dtype), ("data", "context"), to="varying")
-    return lax.all_gather(x, "fsdp", axis=dim, tiled=True)
+    x = lax.pcast(x.astype(dtype), _split("data", "context"), to="varying")
+    return lax.all_gather(x, "fsdp", axis=dim, tiled=True) if _split("fsdp") else x
 
 
 def _gather_forward(x: jax.Array, dim: int, dtype: jnp.dtype) -> tuple[jax.Array, None]:
@@ -84,11 +82,18 @@ def _gather_forward(x: jax.Array, dim: int, dtype: jnp.dtype) -> tuple[jax.Array
 
 
 def _gather_backward(dim: int, dtype: jnp.dtype, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    part = lax.psum_scatter(gradient.astype(jnp.float32), "fsdp", scatter_dimension=dim, tiled=True)
-    return (lax.psum(part, ("data", "context")),)
+    gradient = gradient.astype(jnp.float32)
+    if _split("fsdp"):
+        gradient = lax.psum_scatter(gradient, "fsdp", scatter_dimension=dim, tiled=True)
+    return (sum_over(gradient, "data", "context"),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _split(*axes: str) -> tuple[str, ...]:
+    """Those of ``axes`` along which there are several parts."""
+    return tuple(axis for axis in axes if axis_size(axis) > 1)
 
 
 def save_unless_gathered(primitive: Any, *_: Any, **__: Any) -> bool:

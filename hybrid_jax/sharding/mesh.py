@@ -13,7 +13,6 @@ from hybrid_jax.errors import InputError
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 # Axes over which a batch is split: every shard of the parameters sees other tokens on each of them.
 BATCH_AXES = ("data", "fsdp", "context")
-BATCH_SPEC = PartitionSpec(("data", "fsdp"), "context")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,25 +76,5 @@ def single_device_mesh() -> Mesh:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How arrays [B, T] of a batch lie on ``mesh``."""
-    return NamedSharding(mesh, BATCH_SPEC)
-
-
-def check_batch_fits(mesh: Mesh, batch_size: int, num_microbatches: int, sequence_length: int) -> None:
-    """Refuse a batch that does not divide over ``mesh``.
-
-    Raises:
-        InputError: names the dimension and the axes.
-    """
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % (rows * num_microbatches):
-        raise InputError(
-            f"batch_size: found {batch_size}, expected a multiple of data {mesh.shape['data']} x fsdp "
-            f"{mesh.shape['fsdp']} x num_microbatches {num_microbatches} = {rows * num_microbatches}"
-        )
-    context = mesh.shape["context"]
-    # Attention gives each device two pieces of the row, one from its front and one from its back.
-    pieces = 2 * context if context > 1 else 1
-    if sequence_length % pieces:
-        raise InputError(
-            f"sequence_length: found {sequence_length}, expected a multiple of 2 x context = {pieces}"
-        )
+    rows = tuple(axis for axis in ("data", "fsdp") if mesh.shape[axis] > 1)
+    return NamedSharding(mesh, PartitionSpec(rows or None, "context" if mesh.shape["context"] > 1 else None))

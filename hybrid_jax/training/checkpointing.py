@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
     EveryNSteps,
@@ -103,7 +102,7 @@ class Checkpointer:
         return items["config"], items["data"]
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
-        """The state saved as ``step``, whose ``jax.eval_shape`` is ``shapes``.
+        """The state saved as ``step``, on the devices that ``shapes`` (see ``state_shapes``) names.
 
         Raises:
             InputError: the checkpoint is damaged or holds other arrays.
@@ -114,7 +113,7 @@ class Checkpointer:
             optimizer=ocp.args.StandardRestore(_targets(shapes.opt_state)),
         )
         return TrainState(
-            step=jnp.int32(step),
+            step=jax.device_put(jnp.int32(step), shapes.step.sharding),
             model=_with_leaves(shapes.model, items["model"]),
             opt_state=_with_leaves(shapes.opt_state, items["optimizer"]),
         )
@@ -176,9 +175,8 @@ class Checkpointer:
 
 
 def _targets(shapes: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    device = SingleDeviceSharding(jax.devices()[0])
     return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or device)
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for name, leaf in named_parameters(shapes).items()
     }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.data.pipeline import DataConfig
 from hybrid_jax.errors import InputError
+from hybrid_jax.sharding import MeshConfig
 from hybrid_jax.training.optimizer import OptimizerConfig
 from hybrid_jax.training.schedule import ScheduleConfig
 
@@ -76,6 +77,7 @@ class RunConfig:
         schedule: how fast it learns.
         checkpoint: what is kept on the way.
         logging: what is told on the way.
+        mesh: how devices share the work.
 
     Raises:
         InputError: a field is out of its range or contradicts another.
@@ -93,6 +95,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "num_microbatches"):

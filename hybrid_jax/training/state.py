@@ -1,5 +1,6 @@
 """What training changes: the step, the model and the optimizer's state, as one pytree."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,15 +33,26 @@ def create_state(
     config: ModelConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh | None = None
 ) -> TrainState:
     """A fresh model and optimizer at step 0, made where they belong on ``mesh`` (default: the first device alone)."""
+    shapes = state_shapes(config, optimizer, seed, single_device_mesh() if mesh is None else mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    return jax.jit(partial(_create, config, optimizer, seed), out_shardings=shardings)()
 
-    def create() -> TrainState:
-        model = create_model(config, seed)
-        return TrainState(step=jnp.int32(0), model=model, opt_state=optimizer.init(model))
 
-    shardings = state_shardings(
-        jax.eval_shape(create), optimizer, single_device_mesh() if mesh is None else mesh
+def state_shapes(
+    config: ModelConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of what ``create_state`` makes."""
+    shapes = jax.eval_shape(partial(_create, config, optimizer, seed))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(shapes, optimizer, mesh),
     )
-    return jax.jit(create, out_shardings=shardings)()
+
+
+def _create(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    model = create_model(config, seed)
+    return TrainState(step=jnp.int32(0), model=model, opt_state=optimizer.init(model))
 
 
 def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
@@ -60,4 +72,4 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
         model,
         transform_non_params=lambda _: whole,
     )
-    return TrainState(step=whole, model=model, opt_state=opt_state)
+    return jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves((whole, model, opt_state)))

@@ -11,10 +11,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float32, Int32
 
 from hybrid_jax.models import CausalLM
-from hybrid_jax.models.paths import parameter_path
-from hybrid_jax.sharding import parameter_spec, single_device_mesh
+from hybrid_jax.sharding import batch_sharding, single_device_mesh
 from hybrid_jax.sharding.manual import sum_over
-from hybrid_jax.sharding.mesh import BATCH_AXES, BATCH_SPEC
+from hybrid_jax.sharding.mesh import BATCH_AXES
 from hybrid_jax.training.loss import IGNORED_LABEL, LossSums, fused_cross_entropy
 from hybrid_jax.training.schedule import Schedule
 from hybrid_jax.training.state import TrainState, state_shardings
@@ -48,12 +47,13 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         shardings = state_shardings(state, optimizer, mesh)
-        specs = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: parameter_spec(parameter_path(path), leaf.ndim), state.model
-        )
+        specs = jax.tree.map(lambda sharding: sharding.spec, shardings.model)
         gradient = partial(_gradient, num_microbatches=num_microbatches, z_loss_weight=z_loss_weight)
         gradients, sums = jax.shard_map(
-            gradient, mesh=mesh, in_specs=(specs, BATCH_SPEC), out_specs=(specs, PartitionSpec())
+            gradient,
+            mesh=mesh,
+            in_specs=(specs, batch_sharding(mesh).spec),
+            out_specs=(specs, PartitionSpec()),
         )(state.model, batch)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)
         scale = _one_over(sums.num_targets)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any
@@ -13,14 +13,16 @@ from hybrid_jax.atomic import write_then_rename
 from hybrid_jax.data.pipeline import data_identity, fingerprint, make_batches
 from hybrid_jax.errors import InputError
 from hybrid_jax.models import create_model
+from hybrid_jax.sharding import batch_sharding
 from hybrid_jax.training.checkpointing import Checkpointer
 from hybrid_jax.training.metrics import MetricsWriter, open_writers
 from hybrid_jax.training.optimizer import make_optimizer
+from hybrid_jax.training.placement import check_placement
 from hybrid_jax.training.progress import RunProgress
 from hybrid_jax.training.resume import check_same_data, check_same_model
 from hybrid_jax.training.run_config import RunConfig
 from hybrid_jax.training.schedule import make_schedule
-from hybrid_jax.training.state import TrainState, create_state
+from hybrid_jax.training.state import TrainState, create_state, state_shapes
 from hybrid_jax.training.step import Metrics, make_train_step
 from hybrid_jax.training.stop import StopRequest
 from hybrid_jax.yaml_config import to_mapping, to_yaml
@@ -29,12 +31,16 @@ from hybrid_jax.yaml_config import to_mapping, to_yaml
 _MAX_CE_LOSS_FOR_PPL = 10.0
 
 
-def train(config: RunConfig) -> TrainState:
+def train(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> TrainState:
     """Run ``config`` to its end, continuing from the newest checkpoint in its output folder if there is one.
 
     SIGINT (Ctrl-C) and SIGTERM end the run after the current step with a checkpoint. However a run ends, kill -9
     included, calling this again with the same configuration gives bit for bit the parameters of a run that was
     never stopped, on the same machine.
+
+    Args:
+        config: the run.
+        devices: what ``config.mesh`` is laid over, by default all there are.
 
     Returns:
         The state after ``config.num_steps`` updates.
@@ -46,10 +52,11 @@ def train(config: RunConfig) -> TrainState:
         KeyboardInterrupt: after stopping for SIGINT.
         SystemExit: after stopping for SIGTERM.
     """
+    mesh = config.mesh.make(devices)
+    check_placement(config, mesh)
     schedule = make_schedule(config.schedule, config.num_steps)
     shapes = jax.eval_shape(partial(create_model, config.model))
     optimizer = make_optimizer(config.optimizer, schedule, shapes)
-    make_state = partial(create_state, config.model, optimizer, config.init_seed)
     data = (config.data, config.model.vocab_size, config.model.eos_token_ids[0], config.batch_size)
     data_record = {"fingerprint": fingerprint(*data), "identity": data_identity(*data)}
 
@@ -58,7 +65,8 @@ def train(config: RunConfig) -> TrainState:
         first_step = checkpointer.newest_step() or 0
         position = _position(config, data_record, checkpointer, first_step) if first_step else 0
         batches = stack.enter_context(closing(make_batches(*data, start_step=position)))
-        state = checkpointer.restore(first_step, jax.eval_shape(make_state)) if first_step else make_state()
+        make = (config.model, optimizer, config.init_seed, mesh)
+        state = checkpointer.restore(first_step, state_shapes(*make)) if first_step else create_state(*make)
 
         resolved = to_mapping(config)
         with write_then_rename(config.output_folder / "config.yaml") as temporary:
@@ -70,11 +78,12 @@ def train(config: RunConfig) -> TrainState:
         stop = stack.enter_context(StopRequest())
         progress.say(_describe(config, state, first_step))
 
-        train_step = make_train_step(optimizer, schedule, config.num_microbatches, config.z_loss_weight)
+        train_step = make_train_step(optimizer, schedule, config.num_microbatches, config.z_loss_weight, mesh)
+        place = batch_sharding(mesh)
         meter = _Meter(config, writers, progress, first_step)
         for step in range(first_step + 1, config.num_steps + 1):
             with meter.loading():
-                batch = next(batches)
+                batch = jax.device_put(next(batches), place)
             state, metrics = train_step(state, batch)
             meter.add(step, metrics)
             stopping = bool(stop)

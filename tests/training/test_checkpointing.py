@@ -12,15 +12,16 @@ import pytest
 
 from hybrid_jax.errors import InputError
 from hybrid_jax.models import create_model
+from hybrid_jax.sharding import single_device_mesh
 from hybrid_jax.training.checkpointing import Checkpointer
 from hybrid_jax.training.optimizer import OptimizerConfig, make_optimizer
 from hybrid_jax.training.run_config import CheckpointConfig
-from hybrid_jax.training.state import create_state
+from hybrid_jax.training.state import state_shapes
 from tests.training.toy import toy_model
 
 MODEL = toy_model()
 OPTIMIZER = make_optimizer(OptimizerConfig(), lambda count: 0.1, jax.eval_shape(partial(create_model, MODEL)))
-SHAPES = jax.eval_shape(partial(create_state, MODEL, OPTIMIZER, 0))
+SHAPES = state_shapes(MODEL, OPTIMIZER, 0, single_device_mesh())
 
 
 @pytest.fixture(scope="module")

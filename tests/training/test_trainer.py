@@ -20,7 +20,7 @@ from tests.training.toy import ATTENTION_ONLY, LENGTH, toy_model, toy_run, write
 def finished(tmp_path_factory):
     """A run of 6 steps and its last state."""
     config = toy_run(tmp_path_factory.mktemp("finished"), model=toy_model(**ATTENTION_ONLY))
-    return config, train(config)
+    return config, train(config, jax.devices()[:1])
 
 
 def test_what_a_run_leaves(finished):
@@ -47,7 +47,7 @@ def test_metrics_of_every_step(finished):
 
 def test_complete_run_is_returned_unchanged(finished, capsys):
     config, state = finished
-    again = train(config)
+    again = train(config, jax.devices()[:1])
     assert "already complete at step 6" in capsys.readouterr().out
     for found, expected in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -57,7 +57,7 @@ def test_complete_run_is_returned_unchanged(finished, capsys):
 def refusal(config: RunConfig) -> str:
     before = sorted(config.output_folder.rglob("*"))
     with pytest.raises(InputError) as caught:
-        train(config)
+        train(config, jax.devices()[:1])
     assert sorted(config.output_folder.rglob("*")) == before, "nothing may be left behind"
     return str(caught.value)
 
@@ -96,7 +96,7 @@ def test_loss_that_is_not_finite_ends_the_run(tmp_path):
     schedule = ScheduleConfig(learning_rate=1e38)
     config = toy_run(tmp_path, model=toy_model(**ATTENTION_ONLY), schedule=schedule, num_steps=5)
     with pytest.raises(InputError, match=r"^step [2-5]: found loss (nan|inf), expected a finite number"):
-        train(config)
+        train(config, jax.devices()[:1])
     steps = [line["step"] for line in read_metrics(config.output_folder / "metrics.jsonl")]
     assert steps == list(range(1, len(steps) + 1))
 
