@@ -37,11 +37,17 @@ SHAPE = {
 }
 ROPE = Rope(rope_theta=10_000.0)
 MODELS = {
-    "hybrid": ModelConfig(**SHAPE, linear_key_head_dim=4, linear_value_head_dim=8),
+    "hybrid": ModelConfig(
+        **SHAPE,
+        layer_types=("linear_attention", "full_attention") * 2,
+        linear_key_head_dim=4,
+        linear_value_head_dim=8,
+    ),
     # The window reaches into the neighbour's part at context 2 and 4, and past several at context 8.
     "olmo3": ModelConfig(
         **SHAPE,
         model_type="olmo3",
+        layer_types=("sliding_attention", "full_attention") * 2,
         sliding_window=12,
         rope_parameters=RopeParameters(full_attention=ROPE, sliding_attention=ROPE),
     ),
@@ -123,6 +129,14 @@ def test_microbatches_change_nothing_on_a_mesh():
     assert_same_as_on_one_device("hybrid", losses, state)
 
 
+def test_grouped_heads_and_four_parts():
+    config = MODELS["hybrid"].replace(num_key_value_heads=2, linear_num_key_heads=3, linear_num_value_heads=6)
+    (losses, state), (expected_losses, expected) = (run(config, sizes) for sizes in ({"context": 4}, {}))
+    np.testing.assert_allclose(losses, expected_losses, rtol=FLOAT32_RESHARDED)
+    for path, leaf in named_parameters(state.model).items():
+        assert relative_error(leaf, named_parameters(expected.model)[path]) <= FLOAT32_RESHARDED, path
+
+
 def test_linear_layers_may_exchange_tokens_for_heads():
     losses, state = run(MODELS["hybrid"].replace(context_parallel="heads"), {"context": 2, "tensor": 3})
     assert_same_as_on_one_device("hybrid", losses, state)
@@ -141,14 +155,14 @@ def test_each_device_holds_its_share_and_no_more(sizes):
                 assert held == {leaf.nbytes // split}, path
 
 
-def compiled_step(config: ModelConfig, sizes) -> str:
+def compiled_step(config: ModelConfig, sizes, batch_shape=(BATCH, LENGTH)):
     mesh, optimizer = mesh_of(sizes), optimizer_for(config)
     shapes = state_shapes(config, optimizer, 0, mesh)
     batch = {
-        name: jax.ShapeDtypeStruct((BATCH, LENGTH), np.int32, sharding=batch_sharding(mesh))
+        name: jax.ShapeDtypeStruct(batch_shape, np.int32, sharding=batch_sharding(mesh))
         for name in ("input_ids", "labels", "segment_ids")
     }
-    return make_train_step(optimizer, SCHEDULE, 1, 1e-5, mesh).lower(shapes, batch).compile().as_text()
+    return make_train_step(optimizer, SCHEDULE, 1, 1e-5, mesh).lower(shapes, batch).compile()
 
 
 def gathered_shapes(text: str) -> set[tuple[int, ...]]:
@@ -160,7 +174,7 @@ def gathered_shapes(text: str) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2, "tensor": 2, "context": 2}])
 def test_only_parameters_and_segment_ids_are_gathered(name, sizes):
     config = MODELS[name]
-    text = compiled_step(config, sizes)
+    text = compiled_step(config, sizes).as_text()
     rows = BATCH // sizes["fsdp"]
     kernels = {leaf.shape[-2:] for leaf in jax.tree.leaves(jax.eval_shape(partial(create_model, config)))}
     tensor = sizes.get("tensor", 1)
@@ -176,7 +190,7 @@ def test_only_parameters_and_segment_ids_are_gathered(name, sizes):
 
 
 def test_gradients_of_split_parameters_are_scattered_not_replicated():
-    text = compiled_step(MODELS["olmo3"], {"fsdp": 8})
+    text = compiled_step(MODELS["olmo3"], {"fsdp": 8}).as_text()
     assert "reduce-scatter" in text
     # What is summed whole: norms, loss sums, gradient norms. Never a matrix.
     whole = re.findall(r"= \w+\[([\d,]*)\]\S* all-reduce(?:-start)?\(", text)
@@ -184,6 +198,32 @@ def test_gradients_of_split_parameters_are_scattered_not_replicated():
         max(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in whole)
         <= 4 * SHAPE["hidden_size"]
     )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_activation_memory_falls_with_the_devices_that_share_a_row(name):
+    whole, part = (
+        compiled_step(MODELS[name], sizes, batch_shape=(1, 8192)).memory_analysis().temp_size_in_bytes
+        for sizes in ({}, {"context": 8})
+    )
+    assert part <= whole / 6
+
+
+@pytest.mark.slow
+def test_rows_of_65536_tokens_train_over_eight_devices():
+    config = MODELS["hybrid"].replace(max_position_embeddings=65_536)
+    random = np.random.default_rng(0)
+    input_ids = random.integers(0, VOCAB, (1, 65_536)).astype(np.int32)
+    segment_ids = np.sort(random.integers(1, 4, input_ids.shape), axis=1).astype(np.int32)
+    batch = {"input_ids": input_ids, "labels": np.roll(input_ids, -1, axis=1), "segment_ids": segment_ids}
+    figures = []
+    for sizes in ({}, {"context": 8}):
+        mesh, optimizer = mesh_of(sizes), optimizer_for(config)
+        state = create_state(config, optimizer, 0, mesh)
+        step = make_train_step(optimizer, SCHEDULE, 1, 1e-5, mesh)
+        _, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
+        figures.append([float(metrics[key]) for key in ("train/CE loss", "optim/total grad norm")])
+    np.testing.assert_allclose(*figures, rtol=FLOAT32_RESHARDED)
 
 
 def test_a_run_on_a_mesh_continues_on_another(tmp_path):
