@@ -26,9 +26,10 @@ from hybrid_jax.cli import run_script
 from hybrid_jax.config import ModelConfig, Rope, RopeParameters
 from hybrid_jax.errors import InputError
 from hybrid_jax.models import CausalLM, create_model
+from hybrid_jax.sharding import single_device_mesh
 from hybrid_jax.training.optimizer import OptimizerConfig, make_optimizer
 from hybrid_jax.training.schedule import ScheduleConfig, make_schedule
-from hybrid_jax.training.state import TrainState
+from hybrid_jax.training.state import TrainState, state_shardings
 from hybrid_jax.training.step import make_train_step
 from pallas_kernels.gated_delta_rule import chunk_gated_delta_rule
 
@@ -194,7 +195,8 @@ def _our_step(model: CausalLM) -> Work:
     train_step = make_train_step(optimizer, schedule)
     # The step takes over what it is given: leave the model for the other measurements.
     own = jax.tree.map(jnp.copy, model)
-    state = [TrainState(step=jnp.int32(0), model=own, opt_state=optimizer.init(own))]
+    start = TrainState(step=jnp.int32(0), model=own, opt_state=optimizer.init(own))
+    state = [jax.device_put(start, state_shardings(start, optimizer, single_device_mesh()))]
     ids = _ids(BATCH, LENGTH).astype(np.int32)
     labels = np.concatenate([ids[:, 1:], np.full((BATCH, 1), -100, np.int32)], axis=1)
     batch = {"input_ids": ids, "labels": labels, "segment_ids": np.ones_like(ids)}

@@ -24,7 +24,7 @@ def test_every_parameter_has_a_place_and_matrices_are_split(preset):
 
 def test_axes_of_size_one_are_left_out():
     sharding = parameter_sharding("lm_head.kernel", (64, 256), make_mesh({"fsdp": 8}))
-    assert sharding.spec == P("fsdp", None)
+    assert sharding.spec == P("fsdp")
 
 
 def test_a_size_that_does_not_divide_names_the_tensor():

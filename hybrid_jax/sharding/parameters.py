@@ -49,13 +49,18 @@ def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSh
         InputError: a dimension that its mesh axes do not divide, or a parameter the table does not know.
     """
     names: list[str | None] = []
+    logical = _logical_axes(path)
     for dim, axis in enumerate(parameter_spec(path, len(shape))):
         size = mesh.shape.get(axis, 1) if axis else 1
         if shape[dim] % size:
             raise InputError(
-                f"mesh: {path} has shape {shape}; dimension {dim} does not divide by {size} ({axis})"
+                f"mesh: {path} has shape {shape}; dimension {dim} ({logical[dim - len(shape)]}) "
+                f"does not divide by {size} ({axis})"
             )
         names.append(axis if size > 1 else None)
+    # As jax writes the shardings of results: a step whose state came back spelled otherwise would compile again.
+    while names and names[-1] is None:
+        names.pop()
     auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
     return NamedSharding(auto, PartitionSpec(*names))
 

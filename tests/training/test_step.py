@@ -10,8 +10,9 @@ import pytest
 
 from hybrid_jax.models import CausalLM, create_model
 from hybrid_jax.models.paths import named_parameters
+from hybrid_jax.sharding import single_device_mesh
 from hybrid_jax.training.optimizer import OptimizerConfig, make_optimizer
-from hybrid_jax.training.state import TrainState
+from hybrid_jax.training.state import TrainState, state_shardings
 from hybrid_jax.training.step import TrainStep, make_train_step
 from tests.training.toy import ATTENTION_ONLY, toy_batch, toy_model
 
@@ -40,7 +41,8 @@ def model() -> CausalLM:
 def fresh(model: CausalLM, optimizer: optax.GradientTransformation = REMEMBER) -> TrainState:
     """A state of its own, which a step may take over."""
     model = copy(model)
-    return TrainState(step=jnp.int32(0), model=model, opt_state=jax.jit(optimizer.init)(model))
+    state = TrainState(step=jnp.int32(0), model=model, opt_state=jax.jit(optimizer.init)(model))
+    return jax.device_put(state, state_shardings(state, optimizer, single_device_mesh()))
 
 
 @pytest.fixture(scope="module")
