@@ -33,7 +33,7 @@ class Places(NamedTuple):
     slot: Int[Array, "B T"]
 
 
-class _Saved(NamedTuple):
+class Saved(NamedTuple):
     """What the forward pass leaves for the backward pass."""
 
     q: Array
@@ -131,15 +131,15 @@ def _attention(q: Array, k: Array, v: Array, places: Places, window: int | None,
 
 def _attention_forward(
     q: Array, k: Array, v: Array, places: Places, window: int | None, block: int
-) -> tuple[Array, _Saved]:
+) -> tuple[Array, Saved]:
     pairs = jnp.asarray(visible_pairs(q.shape[2], block, window))
     sums = add_pairs(empty_sums(q), q, k, v, places, places, pairs, block)
     y, log_total = finish(sums, q.dtype)
-    return y, _Saved(q, k, v, places, y, log_total)
+    return y, Saved(q, k, v, places, y, log_total)
 
 
 def _attention_backward(
-    window: int | None, block: int, saved: _Saved, dy: Array
+    window: int | None, block: int, saved: Saved, dy: Array
 ) -> tuple[Array, Array, Array, None]:
     q, k, v, places, y, log_total = saved
     pairs = jnp.asarray(visible_pairs(q.shape[2], block, window))
@@ -147,10 +147,7 @@ def _attention_backward(
     gradients = add_pair_gradients(
         empty_gradients(q, k, v), q, k, v, dy, log_total, shared, places, places, pairs, block
     )
-    dq, dk, dv = gradients
-    # The barrier keeps XLA's CPU compiler from reading the transposed arrays again and again where they are used.
-    dk, dv = jax.lax.optimization_barrier((_swap(dk), _swap(dv)))
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    return *finish_gradients(gradients, q.dtype), None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -171,7 +168,7 @@ def finish(sums: _Sums, dtype: jnp.dtype) -> tuple[Array, Array]:
 def shared_gradient(y: Array, dy: Array) -> Array:
     """What the softmax takes off every score's gradient: sum of y dy, float32 [B, G, T, M]."""
     # As a product: XLA's CPU compiler is ten times slower at this sum.
-    return _product("bgtmk,bgtmk->bgtm", y, dy)
+    return _product("bgtmk,bgtmk->bgtm", y.astype(jnp.float32), dy.astype(jnp.float32))
 
 
 def empty_gradients(q: Array, k: Array, v: Array) -> Gradients:
@@ -181,6 +178,16 @@ def empty_gradients(q: Array, k: Array, v: Array) -> Gradients:
         jnp.zeros_like(_swap(k), dtype=jnp.float32),
         jnp.zeros_like(_swap(v), dtype=jnp.float32),
     )
+
+
+def finish_gradients(gradients: Gradients, dtype: jnp.dtype) -> Gradients:
+    """What ``add_pair_gradients`` added up as gradients of q, k and v in their dtype and layout."""
+    dq, *transposed = gradients
+    # Barriers keep XLA's CPU compiler from folding the transposition into a product it has no bfloat16 code for, and
+    # from reading the transposed arrays again and again where they are used.
+    dk, dv = (_swap(x) for x in jax.lax.optimization_barrier(transposed))
+    dk, dv = jax.lax.optimization_barrier((dk, dv))
+    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype)
 
 
 def add_pairs(

@@ -18,12 +18,14 @@ from jaxtyping import Array, Float, Int
 from hybrid_jax.models.causal_attention import (
     Gradients,
     Places,
+    Saved,
     add_pair_gradients,
     add_pairs,
     block_size,
     empty_gradients,
     empty_sums,
     finish,
+    finish_gradients,
     heads_first,
     places_of,
     shared_gradient,
@@ -43,15 +45,6 @@ class _Plan(NamedTuple):
     num_hops: int
     window: int | None
     block: int
-
-
-class _Saved(NamedTuple):
-    q: Array
-    k: Array
-    v: Array
-    places: Places
-    y: Array
-    log_total: Array
 
 
 def ring_attention(
@@ -82,7 +75,7 @@ def _ring(q: Array, k: Array, v: Array, places: Places, plan: _Plan) -> Array:
     return _ring_forward(q, k, v, places, plan)[0]
 
 
-def _ring_forward(q: Array, k: Array, v: Array, places: Places, plan: _Plan) -> tuple[Array, _Saved]:
+def _ring_forward(q: Array, k: Array, v: Array, places: Places, plan: _Plan) -> tuple[Array, Saved]:
     sums = add_pairs(empty_sums(q), q, k, v, places, places, _own_pairs(q, plan), plan.block)
 
     def hop(carry: tuple, pairs: Array) -> tuple:
@@ -92,10 +85,10 @@ def _ring_forward(q: Array, k: Array, v: Array, places: Places, plan: _Plan) -> 
 
     sums, _ = _travel(hop, (sums, (k, v, places)), q, plan)
     y, log_total = finish(sums, q.dtype)
-    return y, _Saved(q, k, v, places, y, log_total)
+    return y, Saved(q, k, v, places, y, log_total)
 
 
-def _ring_backward(plan: _Plan, saved: _Saved, dy: Array) -> tuple[Array, Array, Array, None]:
+def _ring_backward(plan: _Plan, saved: Saved, dy: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, places, y, log_total = saved
     shared = shared_gradient(y, dy)
 
@@ -114,12 +107,7 @@ def _ring_backward(plan: _Plan, saved: _Saved, dy: Array) -> tuple[Array, Array,
     dq, dk, dv = add(empty_gradients(q, k, v), (k, v, places), _own_pairs(q, plan))
     dq, (dk, dv, _) = _travel(hop, (dq, (dk, dv, (k, v, places))), q, plan)
     dk, dv = _bring_home((dk, dv), plan.num_hops)
-    return (
-        dq.astype(q.dtype),
-        jnp.swapaxes(dk, 2, 3).astype(k.dtype),
-        jnp.swapaxes(dv, 2, 3).astype(v.dtype),
-        None,
-    )
+    return *finish_gradients((dq, dk, dv), q.dtype), None
 
 
 _ring.defvjp(_ring_forward, _ring_backward)

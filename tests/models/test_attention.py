@@ -10,7 +10,7 @@ from hybrid_jax.models.attention import attend_cache
 from hybrid_jax.models.cache import KVCache
 from hybrid_jax.models.tokens import Tokens, describe_tokens
 from tests.models.conftest import relative_error
-from tests.tolerances import FLOAT32_FORWARD, FLOAT32_GRADIENT
+from tests.tolerances import BFLOAT16, FLOAT32_FORWARD, FLOAT32_GRADIENT
 
 B, T, H, G, K = 2, 50, 4, 2, 8
 PACKED = np.array([[1] * 13 + [2] * 30 + [0] * 7, [0] * 2 + [3] * 48], np.int32)
@@ -77,6 +77,26 @@ def test_causal_attention_and_its_gradient_equal_dense_attention(segments, windo
         # A window of 1 leaves q and k no gradient at all.
         error = np.linalg.norm(np.asarray(found) - expected)
         assert error <= FLOAT32_GRADIENT * max(1.0, np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("head_dim", [16, 64, 128])
+def test_bfloat16_attention_has_a_gradient_near_that_of_float32(head_dim):
+    """XLA's CPU backend refuses some bfloat16 products with float32 results, by shape."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    arguments = [jax.random.normal(key, (2, 64, 4, head_dim)).astype(jnp.bfloat16) for key in keys]
+    tokens, _ = describe_tokens((2, 64), jnp.ones((2, 64), jnp.int32), None, None)
+
+    @jax.jit
+    def gradient(*arguments):
+        def total(*x):
+            y = causal_attention.causal_attention(*x, tokens, None)
+            return jnp.sum(y.astype(jnp.float32) ** 2)
+
+        return jax.grad(total, argnums=(0, 1, 2))(*arguments)
+
+    expected = gradient(*(x.astype(jnp.float32) for x in arguments))
+    for found, wanted in zip(gradient(*arguments), expected, strict=True):
+        assert relative_error(found.astype(jnp.float32), wanted) <= BFLOAT16
 
 
 def test_blocks_that_cannot_see_each_other_are_left_out():
