@@ -96,9 +96,11 @@ def _split(*axes: str) -> tuple[str, ...]:
     return tuple(axis for axis in axes if axis_size(axis) > 1)
 
 
-def save_unless_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+def save_unless_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
     """A policy for ``jax.checkpoint``: keep everything but gathered parameters."""
-    return not primitive.name.startswith("all_gather")
+    # The gathering has a gradient of its own: what the policy is asked about is the call of it.
+    inner = params.get("call_jaxpr")
+    return inner is None or not any(eqn.primitive.name.startswith("all_gather") for eqn in inner.eqns)
 
 
 def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:

@@ -200,6 +200,13 @@ def test_gradients_of_split_parameters_are_scattered_not_replicated():
     )
 
 
+def test_whole_parameters_are_gathered_again_and_not_kept_for_the_gradient():
+    text = compiled_step(MODELS["hybrid"], {"fsdp": 8}).as_text()
+    repeats, width, inner = 2, SHAPE["hidden_size"], SHAPE["intermediate_size"]
+    assert f"f32[{repeats},{width // 8},{inner}]" in text
+    assert f"f32[{repeats},{width},{inner}]" not in text
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_activation_memory_falls_with_the_devices_that_share_a_row(name):
     whole, part = (
