@@ -80,7 +80,7 @@ def train(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> Tra
 
         train_step = make_train_step(optimizer, schedule, config.num_microbatches, config.z_loss_weight, mesh)
         place = batch_sharding(mesh)
-        meter = _Meter(config, writers, progress, first_step)
+        meter = _Meter(config, mesh.size, writers, progress, first_step)
         for step in range(first_step + 1, config.num_steps + 1):
             with meter.loading():
                 batch = jax.device_put(next(batches), place)
@@ -107,8 +107,14 @@ class _Meter:
     """Collects the metrics of steps that run on the device, and now and then fetches, writes and shows them."""
 
     def __init__(
-        self, config: RunConfig, writers: list[MetricsWriter], progress: RunProgress, first_step: int
+        self,
+        config: RunConfig,
+        num_devices: int,
+        writers: list[MetricsWriter],
+        progress: RunProgress,
+        first_step: int,
     ) -> None:
+        self._num_devices = num_devices
         self._tokens_per_step = config.batch_size * config.data.sequence_length
         self._writers = writers
         self._progress = progress
@@ -165,8 +171,9 @@ class _Meter:
                 writer.write(step, figures)
         for writer in self._writers:
             writer.flush()
-        tokens_per_second = figures.get("throughput/device/TPS")
-        if tokens_per_second:
+        device_tokens_per_second = figures.get("throughput/device/TPS")
+        if device_tokens_per_second:
+            tokens_per_second = device_tokens_per_second * self._num_devices
             self._progress.report(step, loss, tokens_per_second, self._tokens_per_step / tokens_per_second)
 
     def _throughput(self, step: int) -> dict[str, float]:
@@ -178,9 +185,10 @@ class _Meter:
         loading, self._loading_seconds = self._loading_seconds / num_steps, 0.0
         self._last_step, self._last_time = step, now
         average = (step - self._start_step) / (now - self._start_time)
+        device_tokens = self._tokens_per_step / self._num_devices
         return {
-            "throughput/device/TPS": self._tokens_per_step * num_steps / seconds,
-            "throughput/device/TPS (actual avg)": self._tokens_per_step * average,
+            "throughput/device/TPS": device_tokens * num_steps / seconds,
+            "throughput/device/TPS (actual avg)": device_tokens * average,
             "throughput/device/BPS": num_steps / seconds,
             "throughput/device/BPS (actual avg)": average,
             "throughput/device/data loading (s)": loading,
