@@ -28,7 +28,7 @@ _TAG = "tag:yaml.org,2002:"
 class _StrictLoader(yaml.SafeLoader):
     """YAML 1.2 scalars (``1e-3`` is a float, ``no`` a string), string keys only, none of them twice."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  PyYAML declares it so, on its own class
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         first_lines: dict[str, int] = {}
@@ -133,7 +133,7 @@ def _overrides_type(cls: type, configured: Any) -> Any:
             flags[name] = _overrides_type(typing.cast(type, members[0]), value)
         else:
             flags[name] = Annotated[hint, tyro.conf.arg(help_behavior_hint=f"(configured: {_plain(value)})")]
-    overrides_type: Any = TypedDict(cls.__name__, flags, total=False)  # type: ignore[misc]
+    overrides_type: Any = TypedDict(cls.__name__, flags, total=False)  # type: ignore[misc]  # made at run time
     overrides_type.__doc__ = cls.__doc__
     return overrides_type
 
@@ -170,7 +170,7 @@ def _build_dataclass(cls: type[C], content: Any, source: str, field: str) -> C:
     if hasattr(cls, "preset") and "preset" in values:
         preset = _convert(str, values.pop("preset"), source, _join(field, "preset"))
     hints = typing.get_type_hints(cls)
-    fields = {each.name: each for each in dataclasses.fields(cls) if each.init}  # type: ignore[arg-type]
+    fields = {each.name: each for each in dataclasses.fields(cls) if each.init}  # type: ignore[arg-type]  # C is one
     for name in values:
         if name not in fields:
             raise InputError(f"{source}: unknown field {_join(field, name)!r}{_suggestion(name, fields)}")
@@ -189,7 +189,7 @@ def _build_dataclass(cls: type[C], content: Any, source: str, field: str) -> C:
     try:
         if preset is None:
             return cls(**converted)
-        return cls.preset(preset, **converted)  # type: ignore[attr-defined]
+        return cls.preset(preset, **converted)  # type: ignore[attr-defined]  # hasattr
     except InputError as error:
         message = str(error).removeprefix(f"{field}.")
         raise InputError(f"{source}: {_join(field, message)}") from None
@@ -232,7 +232,7 @@ def _convert_union(members: tuple[Any, ...], value: Any, source: str, field: str
         except InputError:
             if len(members) == 1:
                 raise
-    raise _wrong_type(Union[members], value, source, field)  # noqa: UP007
+    raise _wrong_type(Union[members], value, source, field)  # noqa: UP007  members are known at run time
 
 
 def _convert_tuple(hint: Any, value: Sequence[Any], source: str, field: str) -> tuple[Any, ...]:

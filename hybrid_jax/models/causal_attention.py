@@ -75,7 +75,11 @@ def causal_attention(
     )
     q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
     y = _attention(heads_first(q, k), _swap12(k), _swap12(v), places, window, block)
-    y = tokens_first(y)[:, :length]
+    return silence_padding(tokens_first(y)[:, :length], tokens)
+
+
+def silence_padding(y: Float[Array, "B T H K"], tokens: Tokens) -> Float[Array, "B T H K"]:
+    """``y`` with 0 where there is padding: what attention gives there means nothing."""
     return y if tokens.documents is None else jnp.where((tokens.documents != 0)[..., None, None], y, 0)
 
 

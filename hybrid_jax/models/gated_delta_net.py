@@ -92,11 +92,10 @@ def _recurrence(
     q = q.reshape(batch, length, -1, layer.key_head_dim)
     k = k.reshape(batch, length, -1, layer.key_head_dim)
     v = v.reshape(batch, length, -1, layer.value_head_dim)
-    state = None
     if axis_size("context") > 1:
         spread_rule = prefix_rule if layer.context_parallel == "prefix" else heads_rule
-        o = spread_rule(q, k, v, g, beta, tokens)
-        return o, None
+        return spread_rule(q, k, v, g, beta, tokens), None
+    state = None
     if cache is not None:
         # The op gives its initial state to the row's first document: it must be the one left open.
         state = jnp.where(tokens.open_is_first[:, None, None, None], cache.state, 0.0)

@@ -26,13 +26,15 @@ class RMSNorm(nnx.Module):
         return _rms_norm(x, self.scale[...], self.eps, self.num_features, self.split_axis).astype(x.dtype)
 
 
-class GatedRMSNorm(RMSNorm):
+class GatedRMSNorm(nnx.Module):
     """RMSNorm of ``x`` times SiLU of ``gate``, all in float32 (OLMo Hybrid's output norm, eps 1e-5)."""
 
-    def __call__(  # type: ignore[override]
-        self, x: Float[Array, "... F"], gate: Float[Array, "... F"]
-    ) -> Float[Array, "... F"]:
-        return _gated_rms_norm(x, self.scale[...], gate, self.eps, self.num_features)
+    def __init__(self, num_features: int, eps: float) -> None:
+        self.scale = nnx.Param(jnp.ones((num_features,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... F"], gate: Float[Array, "... F"]) -> Float[Array, "... F"]:
+        return _gated_rms_norm(x, self.scale[...], gate, self.eps)
 
 
 # Both are computed again for the gradient: cheaper than writing and reading back their float32 intermediates.
@@ -47,13 +49,9 @@ def _rms_norm(
     return scale.astype(jnp.float32) * x * jax.lax.rsqrt(squares / num_features + eps)
 
 
-@partial(jax.checkpoint, static_argnums=(3, 4))
+@partial(jax.checkpoint, static_argnums=3)
 def _gated_rms_norm(
-    x: Float[Array, "... F"],
-    scale: Float[Array, " F"],
-    gate: Float[Array, "... F"],
-    eps: float,
-    num_features: int,
+    x: Float[Array, "... F"], scale: Float[Array, " F"], gate: Float[Array, "... F"], eps: float
 ) -> Float[Array, "... F"]:
-    y = _rms_norm(x, scale, eps, num_features, None) * jax.nn.silu(gate.astype(jnp.float32))
+    y = _rms_norm(x, scale, eps, x.shape[-1], None) * jax.nn.silu(gate.astype(jnp.float32))
     return y.astype(gate.dtype)

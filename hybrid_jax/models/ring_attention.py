@@ -29,6 +29,7 @@ from hybrid_jax.models.causal_attention import (
     heads_first,
     places_of,
     shared_gradient,
+    silence_padding,
     tokens_first,
     visible_pairs,
 )
@@ -66,8 +67,7 @@ def ring_attention(
     )
     arrays = (heads_first(q, k), jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), places_of(tokens, window))
     y = _ring(*(_spread(arrays) if balanced else arrays), plan)
-    y = tokens_first(_gather_back(y) if balanced else y)
-    return jnp.where((jnp.asarray(tokens.documents) != 0)[..., None, None], y, 0)
+    return silence_padding(tokens_first(_gather_back(y) if balanced else y), tokens)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
