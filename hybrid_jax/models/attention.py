@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hybrid_jax.config import LayerSpec, ModelConfig
 from hybrid_jax.models.cache import KVCache
-from hybrid_jax.models.causal_attention import causal_attention
+from hybrid_jax.models.causal_attention import causal_attention, silence_padding
 from hybrid_jax.models.linear import Linear, flatten_rows
 from hybrid_jax.models.norm import RMSNorm
 from hybrid_jax.models.ring_attention import ring_attention
@@ -134,7 +134,7 @@ def _attend_block(
     weights = weights.reshape(*rows.shape[:3], -1)
     y = jnp.einsum("bgms,bgsk->bgmk", weights, keys.v)
     y = jnp.moveaxis(y.reshape(split), 3, 1).reshape(q.shape)
-    return y if documents is None else jnp.where((documents != 0)[..., None, None], y, 0)
+    return silence_padding(y, documents)
 
 
 def _visible(

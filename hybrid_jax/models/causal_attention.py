@@ -75,12 +75,14 @@ def causal_attention(
     )
     q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
     y = _attention(heads_first(q, k), _swap12(k), _swap12(v), places, window, block)
-    return silence_padding(tokens_first(y)[:, :length], tokens)
+    return silence_padding(tokens_first(y)[:, :length], tokens.documents)
 
 
-def silence_padding(y: Float[Array, "B T H K"], tokens: Tokens) -> Float[Array, "B T H K"]:
+def silence_padding(
+    y: Float[Array, "B T H K"], documents: Int[Array, "B T"] | None
+) -> Float[Array, "B T H K"]:
     """``y`` with 0 where there is padding: what attention gives there means nothing."""
-    return y if tokens.documents is None else jnp.where((tokens.documents != 0)[..., None, None], y, 0)
+    return y if documents is None else jnp.where((documents != 0)[..., None, None], y, 0)
 
 
 def heads_first(q: Float[Array, "B T H K"], k: Float[Array, "B T G K"]) -> Float[Array, "B G T M K"]:

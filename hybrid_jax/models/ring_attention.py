@@ -67,7 +67,7 @@ def ring_attention(
     )
     arrays = (heads_first(q, k), jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), places_of(tokens, window))
     y = _ring(*(_spread(arrays) if balanced else arrays), plan)
-    return silence_padding(tokens_first(_gather_back(y) if balanced else y), tokens)
+    return silence_padding(tokens_first(_gather_back(y) if balanced else y), tokens.documents)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
