@@ -1,6 +1,7 @@
 """How every script ends: a clear error and exit code 1, never a traceback, for what a user can mend."""
 
 import sys
+import traceback
 from collections.abc import Callable
 
 from hybrid_jax.errors import InputError
@@ -14,9 +15,18 @@ def run_script(main: Callable[[], None]) -> None:
     """
     try:
         main()
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except (InputError, OSError, KeyboardInterrupt) as error:
+        code, message = describe_failure(error)
+        print(message, file=sys.stderr)
+        sys.exit(code)
+
+
+def describe_failure(error: BaseException) -> tuple[int, str]:
+    """Exit code of a script that ends with ``error``, and what it says on stderr: one line, or a traceback."""
+    if isinstance(error, InputError | OSError):
+        return 1, f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+        return error.code or 0, ""
+    return 1, "".join(traceback.format_exception(error)).rstrip()

@@ -119,8 +119,8 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Any) -> str:
-    """The dataclass as YAML text in field order; ``load`` gives an equal object back."""
-    return yaml.safe_dump(to_mapping(config), sort_keys=False, width=110)
+    """The dataclass, or its plain values, as YAML text in field order; ``load`` gives an equal object back."""
+    return yaml.safe_dump(_plain(config), sort_keys=False, width=110)
 
 
 def _overrides_type(cls: type, configured: Any) -> Any:

@@ -8,6 +8,7 @@ windows left over at an epoch's end are dropped.
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -61,11 +62,16 @@ class DataConfig:
 
 
 def make_batches(
-    config: DataConfig, vocab_size: int, eos_token_id: int, batch_size: int, start_step: int = 0
+    config: DataConfig,
+    vocab_size: int,
+    eos_token_id: int,
+    batch_size: int,
+    start_step: int = 0,
+    rows: Sequence[int] | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Iterate without end over the global batches from ``start_step`` (the first of a run is 0) on.
 
-    Each batch holds int32 arrays [batch_size, sequence_length]: ``input_ids``; ``labels`` (the next token, -100 at
+    Each batch holds int32 arrays [rows, sequence_length]: ``input_ids``; ``labels`` (the next token, -100 at
     the last position); ``segment_ids`` (documents 1, 2, 3, ..., or all 1 without document masking). Batches are read
     ahead in background threads, which end with the iterator's ``close()`` or with the iterator.
 
@@ -75,6 +81,7 @@ def make_batches(
         eos_token_id: the token that ends a document.
         batch_size: windows in a global batch.
         start_step: the step of the first batch to return.
+        rows: which rows of each global batch to read, by default all; a process reads what its devices need.
 
     Raises:
         InputError: a shard is missing or malformed, the corpus is too short for one batch, or ``eos_token_id``,
@@ -82,7 +89,7 @@ def make_batches(
     """
     if start_step < 0:
         raise InputError(f"start_step: found {start_step}, expected at least 0")
-    source = _BatchSource(config, vocab_size, eos_token_id, batch_size)
+    source = _BatchSource(config, vocab_size, eos_token_id, batch_size, rows)
     read_options = grain.ReadOptions(num_threads=config.num_workers, prefetch_buffer_size=config.num_prefetch)
     dataset = grain.MapDataset.source(source).slice(slice(start_step, None))
     return iter(dataset.to_iter_dataset(read_options))
@@ -128,7 +135,14 @@ def epoch_order(num_windows: int, seed: int, epoch: int) -> UInt32[np.ndarray, "
 class _BatchSource:
     """Random access to batches by step, for grain's threads."""
 
-    def __init__(self, config: DataConfig, vocab_size: int, eos_token_id: int, batch_size: int):
+    def __init__(
+        self,
+        config: DataConfig,
+        vocab_size: int,
+        eos_token_id: int,
+        batch_size: int,
+        rows: Sequence[int] | None,
+    ):
         if not 0 <= eos_token_id < vocab_size:
             raise InputError(f"eos_token_id: found {eos_token_id}, expected 0 to {vocab_size - 1}")
         if batch_size < 1:
@@ -143,6 +157,7 @@ class _BatchSource:
         self._config = config
         self._eos_token_id = eos_token_id
         self._batch_size = batch_size
+        self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 
     def __len__(self) -> int:
         return sys.maxsize  # epochs follow one another without end
@@ -150,7 +165,7 @@ class _BatchSource:
     def __getitem__(self, step: int) -> Batch:
         epoch, batch = divmod(step, len(self._windows) // self._batch_size)
         order = epoch_order(len(self._windows), self._config.seed, epoch + 1)
-        chosen = order[batch * self._batch_size : (batch + 1) * self._batch_size]
+        chosen = order[batch * self._batch_size + self._rows]
         input_ids = np.stack([self._windows[int(index)] for index in chosen])
         if self._config.document_masking:
             segment_ids = document_segment_ids(input_ids, self._eos_token_id)

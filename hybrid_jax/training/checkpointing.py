@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import (
 from hybrid_jax.errors import InputError
 from hybrid_jax.models.paths import named_parameters
 from hybrid_jax.orbax_failures import os_error_code, remove_half_written, tell_failures_once
+from hybrid_jax.processes import is_primary
 from hybrid_jax.training.run_config import CheckpointConfig
 from hybrid_jax.training.state import TrainState
 
@@ -32,10 +34,11 @@ FOLDER = "checkpoints"
 
 
 class Checkpointer:
-    """Writes, finds and reads the checkpoints of one run.
+    """Writes, finds and reads the checkpoints of one run; a context manager that closes.
 
     Writing goes on in the background, one checkpoint at a time; what goes wrong there is raised by the next call of
     ``save``, ``check``, ``wait`` or ``close``. A checkpoint appears under its final name only once it is complete.
+    With several processes all of them call ``save``, ``restore`` and ``close`` alike, on one folder.
     """
 
     def __init__(self, run_folder: Path, config: CheckpointConfig) -> None:
@@ -45,7 +48,8 @@ class Checkpointer:
         self._manager: ocp.CheckpointManager | None = None
         self._pending_step: int | None = None
         tell_failures_once()
-        remove_half_written(self._folder)
+        if is_primary():
+            remove_half_written(self._folder)
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of ``step`` is."""
@@ -53,7 +57,7 @@ class Checkpointer:
 
     def newest_step(self) -> int | None:
         """The number of updates in the newest complete checkpoint; None if there is none."""
-        return self._open().latest_step() if self._folder.exists() else None
+        return max(ocp.utils.checkpoint_steps(self._folder), default=None)
 
     def save(self, state: TrainState, step: int, config: dict[str, Any], data: dict[str, Any]) -> None:
         """Start writing the checkpoint of ``step``, once an earlier one is complete.
@@ -118,6 +122,16 @@ class Checkpointer:
             opt_state=_with_leaves(shapes.opt_state, items["optimizer"]),
         )
 
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # A device failed, or another process's: what waits for the others would wait in vain, and hide the reason.
+        if not isinstance(error, jax.errors.JaxRuntimeError):
+            self.close()
+
     def close(self) -> None:
         """Wait for the last checkpoint and end the threads. Raises OSError if it cannot be written."""
         try:
@@ -154,7 +168,8 @@ class Checkpointer:
         step, self._pending_step = self._pending_step, None
         with suppress(OSError, ValueError):  # the same failure, of another array
             self._close_manager()
-        remove_half_written(self._folder)
+        if is_primary():
+            remove_half_written(self._folder)
         reason = os.strerror(code)
         raise OSError(
             f"{self._folder}: cannot write the checkpoint of step {step}: {reason}; {self._describe_newest()}"

@@ -1,9 +1,47 @@
-"""Whether a run's model and batches divide over its mesh, said before anything is made."""
+"""How a run lies on its mesh: whether model and batches divide over it, and each process's part of the batches."""
 
+from bisect import bisect_left
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Int32
 
 from hybrid_jax.errors import InputError
+from hybrid_jax.sharding import batch_sharding
 from hybrid_jax.training.run_config import RunConfig
+
+
+class BatchPlacement:
+    """Puts batches of [batch_size, sequence_length] on a mesh, from the rows that each process has read.
+
+    Attributes:
+        rows: the rows of every global batch that this process's devices need, in order; all of them where
+            there is one process.
+    """
+
+    def __init__(self, mesh: Mesh, batch_size: int, sequence_length: int) -> None:
+        self._shape = (batch_size, sequence_length)
+        self._sharding = batch_sharding(mesh)
+        needed = np.zeros(self._shape, bool)
+        for part in self._sharding.addressable_devices_indices_map(self._shape).values():
+            needed[part] = True
+        self.rows = np.flatnonzero(needed.any(axis=1)).tolist()
+
+    def place(self, batch: Mapping[str, Int32[np.ndarray, "rows T"]]) -> dict[str, Int32[Array, "B T"]]:
+        """The global batch of which ``batch`` holds ``rows``."""
+        return {
+            name: jax.make_array_from_callback(self._shape, self._sharding, partial(self._part, array))
+            for name, array in batch.items()
+        }
+
+    def _part(self, array: np.ndarray, index: tuple[slice, slice]) -> np.ndarray:
+        rows, tokens = index
+        start, stop, _ = rows.indices(self._shape[0])
+        first = bisect_left(self.rows, start)
+        return array[first : first + stop - start, tokens]
 
 
 def check_placement(config: RunConfig, mesh: Mesh) -> None:

@@ -8,13 +8,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
 class RunProgress:
-    """Context manager around a run of ``num_steps``, of which ``step`` are done; prints to stdout by default."""
+    """Context manager around a run of ``num_steps``, of which ``step`` are done; prints to stdout by default.
+
+    A quiet console shows nothing.
+    """
 
     def __init__(self, num_steps: int, step: int, console: Console | None = None) -> None:
         self._console = console or Console()
         self._num_steps = num_steps
         self._bar: Progress | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.quiet:
             columns = (
                 TextColumn("step"),
                 MofNCompleteColumn(),

@@ -1,14 +1,18 @@
-"""What must not have changed between the checkpoint and the run that continues it."""
+"""What must be the same: in the checkpoint and the run that continues it, and in all processes of a run."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.errors import InputError
+from hybrid_jax.processes import from_primary, meet
 from hybrid_jax.yaml_config import from_mapping, to_mapping
 
 # These decide how it is computed, never what comes out.
 _FREE_MODEL_FIELDS = ("remat", "context_parallel")
+_CHECKPOINT = "the checkpoint"
 
 
 def check_same_model(model: ModelConfig, saved: Mapping[str, Any], checkpoint: str) -> None:
@@ -20,7 +24,7 @@ def check_same_model(model: ModelConfig, saved: Mapping[str, Any], checkpoint: s
     found, expected = to_mapping(model), to_mapping(from_mapping(ModelConfig, saved, checkpoint))
     for name in _FREE_MODEL_FIELDS:
         del found[name], expected[name]
-    _refuse(_differences(found, expected, "model."), checkpoint, "another model")
+    _refuse(_differences(found, expected, "model.", _CHECKPOINT), checkpoint, "another model")
 
 
 def check_same_data(data: Mapping[str, Any], saved: Mapping[str, Any], checkpoint: str) -> None:
@@ -29,7 +33,22 @@ def check_same_data(data: Mapping[str, Any], saved: Mapping[str, Any], checkpoin
     Raises:
         InputError: lists what changed.
     """
-    _refuse(_differences(data, saved, "data."), checkpoint, "other data")
+    _refuse(_differences(data, saved, "data.", _CHECKPOINT), checkpoint, "other data")
+
+
+def check_same_everywhere(record: Mapping[str, Any]) -> None:
+    """Refuse a run of which some process has another ``record`` (JSON values) than process 0; all call it.
+
+    Raises:
+        InputError: names this process and the first difference.
+    """
+    differences = _differences(record, from_primary(record), "", "process 0")
+    if differences:
+        raise InputError(
+            f"process {jax.process_index()} has another run than process 0: {differences[0]}. "
+            "Give all processes the same file, flags and data"
+        )
+    meet()
 
 
 def _refuse(differences: list[str], checkpoint: str, what: str) -> None:
@@ -40,11 +59,14 @@ def _refuse(differences: list[str], checkpoint: str, what: str) -> None:
         )
 
 
-def _differences(found: Any, saved: Any, name: str) -> list[str]:
+def _differences(found: Any, saved: Any, name: str, whose: str) -> list[str]:
+    """How ``found`` differs from what is ``saved``, which is ``whose``: a line for each field."""
     if isinstance(found, Mapping) and isinstance(saved, Mapping):
         keys = list(found) + [key for key in saved if key not in found]
         return [
-            line for key in keys for line in _differences(found.get(key), saved.get(key), f"{name}{key}.")
+            line
+            for key in keys
+            for line in _differences(found.get(key), saved.get(key), f"{name}{key}.", whose)
         ]
     if found == saved:
         return []
@@ -55,8 +77,8 @@ def _differences(found: Any, saved: Any, name: str) -> list[str]:
             [each for each in saved if each not in found],
         )
         if added or lost:
-            return [f"{name}: found {_shorten(added)} where the checkpoint has {_shorten(lost)}"]
-    return [f"{name}: found {found!r}, the checkpoint has {saved!r}"]
+            return [f"{name}: found {_shorten(added)} where {whose} has {_shorten(lost)}"]
+    return [f"{name}: found {found!r}, {whose} has {saved!r}"]
 
 
 def _shorten(entries: list[Any], limit: int = 3) -> str:

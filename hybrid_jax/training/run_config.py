@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.data.pipeline import DataConfig
 from hybrid_jax.errors import InputError
+from hybrid_jax.processes import DistributedConfig
 from hybrid_jax.sharding import MeshConfig
 from hybrid_jax.training.optimizer import OptimizerConfig
 from hybrid_jax.training.schedule import ScheduleConfig
+from hybrid_jax.yaml_config import to_mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,7 @@ class RunConfig:
         checkpoint: what is kept on the way.
         logging: what is told on the way.
         mesh: how devices share the work.
+        distributed: how several processes find each other; no part of what is recorded of a run.
 
     Raises:
         InputError: a field is out of its range or contradicts another.
@@ -96,6 +100,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "num_microbatches"):
@@ -118,3 +123,9 @@ class RunConfig:
                 f"data.sequence_length: found {self.data.sequence_length}, expected at most "
                 f"model.max_position_embeddings = {self.model.max_position_embeddings}"
             )
+
+    def recorded(self) -> dict[str, Any]:
+        """The run as JSON values, the same whichever process writes them."""
+        record = to_mapping(self)
+        del record["distributed"]
+        return record

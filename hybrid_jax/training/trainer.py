@@ -8,24 +8,25 @@ from functools import partial
 from typing import Any
 
 import jax
+from rich.console import Console
 
 from hybrid_jax.atomic import write_then_rename
 from hybrid_jax.data.pipeline import data_identity, fingerprint, make_batches
 from hybrid_jax.errors import InputError
 from hybrid_jax.models import create_model
-from hybrid_jax.sharding import batch_sharding
+from hybrid_jax.processes import check_shared, is_primary
 from hybrid_jax.training.checkpointing import Checkpointer
 from hybrid_jax.training.metrics import MetricsWriter, open_writers
 from hybrid_jax.training.optimizer import make_optimizer
-from hybrid_jax.training.placement import check_placement
+from hybrid_jax.training.placement import BatchPlacement, check_placement
 from hybrid_jax.training.progress import RunProgress
-from hybrid_jax.training.resume import check_same_data, check_same_model
+from hybrid_jax.training.resume import check_same_data, check_same_everywhere, check_same_model
 from hybrid_jax.training.run_config import RunConfig
 from hybrid_jax.training.schedule import make_schedule
 from hybrid_jax.training.state import TrainState, create_state, state_shapes
 from hybrid_jax.training.step import Metrics, make_train_step
 from hybrid_jax.training.stop import StopRequest
-from hybrid_jax.yaml_config import to_mapping, to_yaml
+from hybrid_jax.yaml_config import to_yaml
 
 # A perplexity beyond e^10 says nothing; OLMo-core leaves it out as well.
 _MAX_CE_LOSS_FOR_PPL = 10.0
@@ -37,6 +38,9 @@ def train(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> Tra
     SIGINT (Ctrl-C) and SIGTERM end the run after the current step with a checkpoint. However a run ends, kill -9
     included, calling this again with the same configuration gives bit for bit the parameters of a run that was
     never stopped, on the same machine.
+
+    With several processes (``hybrid_jax.processes.joined``) all of them call this with the same configuration and a
+    folder they share. Any number of them continues what any other number has saved.
 
     Args:
         config: the run.
@@ -54,6 +58,7 @@ def train(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> Tra
     """
     mesh = config.mesh.make(devices)
     check_placement(config, mesh)
+    placement = BatchPlacement(mesh, config.batch_size, config.data.sequence_length)
     schedule = make_schedule(config.schedule, config.num_steps)
     shapes = jax.eval_shape(partial(create_model, config.model))
     optimizer = make_optimizer(config.optimizer, schedule, shapes)
@@ -61,32 +66,43 @@ def train(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> Tra
     data_record = {"fingerprint": fingerprint(*data), "identity": data_identity(*data)}
 
     with ExitStack() as stack:
-        checkpointer = stack.enter_context(closing(Checkpointer(config.output_folder, config.checkpoint)))
+        checkpointer = stack.enter_context(Checkpointer(config.output_folder, config.checkpoint))
         first_step = checkpointer.newest_step() or 0
+        resolved = config.recorded()
+        check_same_everywhere(
+            {
+                "jax version": jax.__version__,
+                **resolved,
+                "corpus": data_record["identity"],
+                "newest checkpoint": first_step,
+            }
+        )
         position = _position(config, data_record, checkpointer, first_step) if first_step else 0
-        batches = stack.enter_context(closing(make_batches(*data, start_step=position)))
+        batches = stack.enter_context(closing(make_batches(*data, position, placement.rows)))
         make = (config.model, optimizer, config.init_seed, mesh)
         state = checkpointer.restore(first_step, state_shapes(*make)) if first_step else create_state(*make)
 
-        resolved = to_mapping(config)
-        with write_then_rename(config.output_folder / "config.yaml") as temporary:
-            temporary.write_text(to_yaml(config), encoding="utf-8")
-        writers = stack.enter_context(
-            open_writers(config.logging, config.output_folder, first_step, resolved)
-        )
-        progress = stack.enter_context(RunProgress(config.num_steps, first_step))
+        writers: list[MetricsWriter] = []
+        if is_primary():
+            with write_then_rename(config.output_folder / "config.yaml") as temporary:
+                temporary.write_text(to_yaml(resolved), encoding="utf-8")
+            writers = stack.enter_context(
+                open_writers(config.logging, config.output_folder, first_step, resolved)
+            )
+        check_shared(config.output_folder / "config.yaml")
+        console = Console(quiet=not is_primary())
+        progress = stack.enter_context(RunProgress(config.num_steps, first_step, console))
         stop = stack.enter_context(StopRequest())
         progress.say(_describe(config, state, first_step))
 
         train_step = make_train_step(optimizer, schedule, config.num_microbatches, config.z_loss_weight, mesh)
-        place = batch_sharding(mesh)
         meter = _Meter(config, mesh.size, writers, progress, first_step)
         for step in range(first_step + 1, config.num_steps + 1):
             with meter.loading():
-                batch = jax.device_put(next(batches), place)
+                batch = placement.place(next(batches))
             state, metrics = train_step(state, batch)
             meter.add(step, metrics)
-            stopping = bool(stop)
+            stopping = stop.reached(step)
             saving = stopping or step == config.num_steps or step % config.checkpoint.interval == 0
             if saving or step % config.logging.interval == 0:
                 meter.report()
