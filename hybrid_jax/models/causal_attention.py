@@ -207,6 +207,7 @@ def add_pairs(
     block: int,
 ) -> _Sums:
     """``sums`` with what the queries see of the keys in the given pairs of blocks."""
+    q, queries, keys = _keep_masks_inside((q, queries, keys))
 
     def add(sums: _Sums, pair: Array) -> tuple[_Sums, None]:
         i, j = pair
@@ -243,6 +244,7 @@ def add_pair_gradients(
 
     Those of k and v are [B, G, K, S]: so no array of scores need be transposed.
     """
+    q, queries, keys = _keep_masks_inside((q, queries, keys))
 
     def add(gradients: Gradients, pair: Array) -> tuple[Gradients, None]:
         i, j = pair
@@ -266,6 +268,11 @@ def add_pair_gradients(
         ), None
 
     return jax.lax.scan(add, gradients, pairs)[0]
+
+
+# What only depends on places is the same in all layers: without a tie to q, differentiating the loop over layers moves
+# the masks of all pairs of blocks out of it and keeps them.
+_keep_masks_inside = jax.lax.optimization_barrier
 
 
 _product = partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -1,11 +1,16 @@
 """Both forms of attention against a dense one in float64, and the gradient of the blocked one against autodiff."""
 
+import math
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_jax.models import attention, causal_attention
+from hybrid_jax.config import ModelConfig
+from hybrid_jax.models import attention, causal_attention, create_model
 from hybrid_jax.models.attention import attend_cache
 from hybrid_jax.models.cache import KVCache
 from hybrid_jax.models.tokens import Tokens, describe_tokens
@@ -118,3 +123,19 @@ def test_long_inputs_are_taken_in_blocks_that_bound_memory():
     assert attention._query_block(4, 512) == 512
     assert attention._query_block(30, 65_536) * 30 * 65_536 <= 2**26
     assert causal_attention.block_size(65_536, None) == 512
+
+
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_what_attention_may_see_is_never_kept_for_all_pairs_of_blocks(remat):
+    length, largest_block = 4096, 512
+    kinds = ("linear_attention", "full_attention")
+    config = ModelConfig.preset(
+        "tiny", num_hidden_layers=4, layer_types=2 * kinds, remat=remat, max_position_embeddings=length
+    )
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    gradient = jax.jit(jax.grad(lambda model, ids: jnp.sum(model.hidden_states(ids, ids))))
+    text = gradient.lower(jax.eval_shape(partial(create_model, config)), ids).as_text()
+    masks = re.findall(r"tensor<([0-9x]+)xi1>", text)
+    assert masks
+    largest = max(math.prod(map(int, shape.split("x"))) for shape in masks)
+    assert largest <= config.num_attention_heads * largest_block**2
