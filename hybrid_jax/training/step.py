@@ -72,20 +72,56 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
+def saved_activations(
+    state: TrainState, batch: dict[str, jax.ShapeDtypeStruct], mesh: Mesh, num_microbatches: int = 1
+) -> list[jax.ShapeDtypeStruct]:
+    """Shapes of what one device keeps from the forward to the backward pass of a microbatch, parameters left out.
+
+    Args:
+        state: shapes, from ``state_shapes``.
+        batch: shapes of a global batch.
+        mesh: the devices.
+        num_microbatches: as for ``make_train_step``.
+    """
+    saved: list[jax.ShapeDtypeStruct] = []
+
+    def trace(model: CausalLM, batch: Batch) -> Float32[Array, ""]:
+        microbatch = jax.tree.map(lambda rows: rows[: rows.shape[0] // num_microbatches], batch)
+        loss = partial(_loss, scale=jnp.float32(1), z_loss_weight=0.0)
+        _, pullback, _ = jax.vjp(lambda model: loss(model, microbatch), model, has_aux=True)
+        given = {id(leaf) for leaf in jax.tree.leaves((model, microbatch))}
+        saved.extend(
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for leaf in jax.tree.leaves(pullback)
+            if id(leaf) not in given
+        )
+        return jnp.float32(0)
+
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, state.model)
+    place = batch_sharding(mesh).spec
+    traced = jax.shard_map(trace, mesh=mesh, in_specs=(specs, place), out_specs=PartitionSpec())
+    jax.eval_shape(traced, state.model, batch)
+    return saved
+
+
 def _gradient(
     model: CausalLM, batch: Batch, num_microbatches: int, z_loss_weight: float
 ) -> tuple[CausalLM, LossSums]:
     """Gradients of the mean loss and sums over the whole batch, from this device's part of the model and the batch."""
     scale = _one_over(sum_over(jnp.sum(batch["labels"] != IGNORED_LABEL, dtype=jnp.int32), *BATCH_AXES))
-
-    def loss(model: CausalLM, microbatch: Batch) -> tuple[Float32[Array, ""], LossSums]:
-        model = model.gathered_ends()
-        hidden = model.hidden_states(microbatch["input_ids"], microbatch["segment_ids"])
-        own = fused_cross_entropy(hidden, model.output_kernel(), microbatch["labels"], z_loss_weight)
-        sums = LossSums(*sum_over(tuple(own), *BATCH_AXES))
-        return scale * sums.total, sums
-
+    loss = partial(_loss, scale=scale, z_loss_weight=z_loss_weight)
     return _accumulate(jax.grad(loss, has_aux=True), model, batch, num_microbatches)
+
+
+def _loss(
+    model: CausalLM, microbatch: Batch, scale: Float32[Array, ""], z_loss_weight: float
+) -> tuple[Float32[Array, ""], LossSums]:
+    """``scale`` times the loss summed over all devices, and the sums themselves."""
+    model = model.gathered_ends()
+    hidden = model.hidden_states(microbatch["input_ids"], microbatch["segment_ids"])
+    own = fused_cross_entropy(hidden, model.output_kernel(), microbatch["labels"], z_loss_weight)
+    sums = LossSums(*sum_over(tuple(own), *BATCH_AXES))
+    return scale * sums.total, sums
 
 
 def _one_over(num_targets: Int32[Array, ""]) -> Float32[Array, ""]:

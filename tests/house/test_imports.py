@@ -26,6 +26,7 @@ ALLOWED = {
     "generation": {"models", "sharding", "config"},
     "data": {"config"},
     "training": {"models", "sharding", "config", "data"},
+    "planning": {"training", "models", "sharding", "config", "data"},
     "evaluation": {"generation", "models", "sharding", "config"},
     "face": {"checkpoints", "generation", "config"},
 }

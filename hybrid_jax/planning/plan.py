@@ -1,0 +1,181 @@
+"""A training run on GPUs that are not there: whether it fits, how long a step takes at least, and what bounds it."""
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_jax.config.flops import training_flops_per_token
+from hybrid_jax.models import create_model
+from hybrid_jax.planning.cost import Collective, Cost, program_cost
+from hybrid_jax.planning.gpus import Gpu
+from hybrid_jax.planning.hlo import parse
+from hybrid_jax.planning.memory import USABLE, Memory, largest_contributors, step_memory
+from hybrid_jax.planning.target import GPUS_PER_HOST, described_devices
+from hybrid_jax.sharding import batch_sharding
+from hybrid_jax.training.optimizer import make_optimizer
+from hybrid_jax.training.placement import check_placement
+from hybrid_jax.training.run_config import RunConfig
+from hybrid_jax.training.schedule import make_schedule
+from hybrid_jax.training.state import state_shapes
+from hybrid_jax.training.step import make_train_step, saved_activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Collectives of one kind over the same mesh axes.
+
+    Attributes:
+        kind: "all-gather" and the like.
+        axes: mesh axes that tell a group's members apart.
+        times: how many there are in a step.
+        num_bytes: what a device sends in all of them.
+        crosses_hosts: whether a group's members are on several hosts.
+        per_host: members of a group on one host, whose network cards share the work.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    times: int
+    num_bytes: float
+    crosses_hosts: bool
+    per_host: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one training step asks of each GPU.
+
+    Attributes:
+        config: the run.
+        gpu: the GPU.
+        mesh: sizes of the mesh axes.
+        memory: bytes by purpose.
+        contributors: the largest arrays and their bytes.
+        cost: products and memory traffic.
+        traffic: collectives, most bytes first.
+        network_bandwidth: bytes per second of each GPU's share of its host's network, in one direction.
+        compile_seconds: taken to trace and compile.
+    """
+
+    config: RunConfig
+    gpu: Gpu
+    mesh: dict[str, int]
+    memory: Memory
+    contributors: list[tuple[str, int]]
+    cost: Cost
+    traffic: list[Traffic]
+    network_bandwidth: float
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step's peak is within the memory that a run can have."""
+        return self.memory.peak <= USABLE * self.gpu.memory
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The least time a step takes each resource; the step cannot be faster than the slowest of them."""
+        network = [each for each in self.traffic if each.crosses_hosts]
+        return {
+            "matrix products": self.cost.matmul_flops / self.gpu.flops(self.config.model.dtype),
+            "memory": self.cost.memory_bytes / self.gpu.memory_bandwidth,
+            "NVLink": sum(each.num_bytes for each in self.traffic if each.per_host > 1)
+            / self.gpu.nvlink_bandwidth,
+            "network": sum(each.num_bytes / (each.per_host * self.network_bandwidth) for each in network),
+        }
+
+    @property
+    def bound(self) -> str:
+        """The resource that takes longest."""
+        return max(self.seconds, key=self.seconds.__getitem__)
+
+    @property
+    def step_seconds(self) -> float:
+        """The roofline: no step is faster."""
+        return max(self.seconds.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        """At most, for each GPU."""
+        tokens = self.config.batch_size * self.config.data.sequence_length
+        return tokens / np.prod(list(self.mesh.values())) / self.step_seconds
+
+    @property
+    def flops_per_token(self) -> int:
+        """What the model asks for, without recomputation."""
+        return training_flops_per_token(self.config.model, self.config.data.sequence_length)
+
+    @property
+    def utilization(self) -> float:
+        """Model FLOPs utilization (MFU) at most."""
+        return self.tokens_per_second * self.flops_per_token / self.gpu.flops(self.config.model.dtype)
+
+
+def make_plan(config: RunConfig, gpu: Gpu, num_gpus: int, network_bandwidth: float) -> Plan:
+    """Compile the training step of ``config`` for ``num_gpus`` of ``gpu`` and read off what it needs.
+
+    Raises:
+        InputError: the run does not divide over its mesh, or the mesh not over the GPUs.
+    """
+    mesh = config.mesh.make(described_devices(gpu, num_gpus))
+    check_placement(config, mesh)
+    began = time.perf_counter()
+    schedule = make_schedule(config.schedule, config.num_steps)
+    optimizer = make_optimizer(
+        config.optimizer, schedule, jax.eval_shape(partial(create_model, config.model))
+    )
+    state = state_shapes(config.model, optimizer, config.init_seed, mesh)
+    rows = jax.ShapeDtypeStruct(
+        (config.batch_size, config.data.sequence_length), jnp.int32, sharding=batch_sharding(mesh)
+    )
+    batch = dict.fromkeys(("input_ids", "labels", "segment_ids"), rows)
+    step = make_train_step(optimizer, schedule, config.num_microbatches, config.z_loss_weight, mesh)
+    compiled = step.lower(state, batch).compile()  # type: ignore[attr-defined]  # the step is jitted
+    seconds = time.perf_counter() - began
+    program = parse(compiled.as_text())
+    cost = program_cost(program)
+    saved = saved_activations(state, batch, mesh, config.num_microbatches)
+    sizes = dict(mesh.shape)
+    return Plan(
+        config=config,
+        gpu=gpu,
+        mesh=sizes,
+        memory=step_memory(compiled, state, batch, saved),
+        contributors=largest_contributors(program, state, saved),
+        cost=cost,
+        traffic=summarize(cost.collectives, sizes),
+        network_bandwidth=network_bandwidth,
+        compile_seconds=seconds,
+    )
+
+
+def summarize(collectives: tuple[Collective, ...], mesh: dict[str, int]) -> list[Traffic]:
+    """Add up collectives of one kind over the same axes of ``mesh``, whose devices lie on hosts in order."""
+    times: dict[tuple[str, tuple[str, ...], int, bool], int] = defaultdict(int)
+    num_bytes: dict[tuple[str, tuple[str, ...], int, bool], float] = defaultdict(float)
+    for each in collectives:
+        places = np.stack(np.unravel_index(each.groups, tuple(mesh.values())))
+        differ = (places != places[..., :1]).any(axis=(1, 2))
+        axes = tuple(axis for axis, differs in zip(mesh, differ, strict=True) if differs)
+        hosts = each.groups // GPUS_PER_HOST
+        per_host = int((hosts == hosts[:, :1]).sum(axis=1).max())
+        key = (each.kind, axes, per_host, bool((hosts != hosts[:, :1]).any()))
+        times[key] += each.times
+        num_bytes[key] += each.traffic
+    found = [
+        Traffic(
+            kind=kind,
+            axes=axes,
+            times=times[kind, axes, per_host, crosses],
+            num_bytes=num_bytes[kind, axes, per_host, crosses],
+            crosses_hosts=crosses,
+            per_host=per_host,
+        )
+        for kind, axes, per_host, crosses in times
+    ]
+    return sorted(found, key=lambda each: -each.num_bytes)
