@@ -30,7 +30,7 @@ class PlanArguments:
 
     Attributes:
         gpus: how many GPUs, eight to a host.
-        kind: which GPU.
+        kind: which GPU: a100-40gb, a100-80gb, h100-80gb, h200 or b200.
         network_gbit: of each GPU's share of its host's network card, Gbit/s.
         suggest: look for a mesh, remat policy and microbatches that fit (a compilation for each).
     """

@@ -56,7 +56,7 @@ class Collective:
         if self.kind == "collective-permute":
             share = 1.0
         elif self.kind == "all-gather":
-            share = members - 1
+            share = float(members - 1)
         elif self.kind == "all-reduce":
             share = 2 * (members - 1) / members
         else:
