@@ -19,6 +19,9 @@ def run_script(main: Callable[[], None]) -> None:
         code, message = describe_failure(error)
         print(message, file=sys.stderr)
         sys.exit(code)
+    except SystemExit as end:
+        # tyro has said what is wrong with the flags; 2 is argparse's way of ending.
+        sys.exit(1 if end.code == 2 else end.code)
 
 
 def describe_failure(error: BaseException) -> tuple[int, str]:

@@ -89,7 +89,7 @@ def from_command_line(cls: type[C], arguments: Sequence[str] | None = None) -> C
 
     An override means what the same line in the file would mean. ``FILE.yaml --help`` lists every field with its
     configured value. A flag that is unknown or of the wrong type ends the process with tyro's explanation on
-    stderr and exit code 1. Raises InputError for a bad file or a result that contradicts itself.
+    stderr. Raises InputError for a bad file or a result that contradicts itself.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     program = Path(sys.argv[0]).name
@@ -100,16 +100,13 @@ def from_command_line(cls: type[C], arguments: Sequence[str] | None = None) -> C
     configured = from_mapping(cls, content, str(path))
     if len(arguments) == 1:
         return configured
-    try:
-        overrides = tyro.cli(
-            _overrides_type(cls, configured),
-            args=arguments[1:],
-            prog=f"{program} {path}",
-            description=(cls.__doc__ or "").partition("\n")[0],
-            config=(tyro.conf.FlagConversionOff,),
-        )
-    except SystemExit as end:
-        raise SystemExit(1 if end.code else 0) from None
+    overrides = tyro.cli(
+        _overrides_type(cls, configured),
+        args=arguments[1:],
+        prog=f"{program} {path}",
+        description=(cls.__doc__ or "").partition("\n")[0],
+        config=(tyro.conf.FlagConversionOff,),
+    )
     return from_mapping(cls, _merge(content, overrides), f"{path} with command-line overrides")
 
 

@@ -4,6 +4,7 @@ Prints what each GPU needs, what travels between them, and the least time a step
 does not fit. Needs the ``plan`` extra: pip install 'hybrid-jax[plan]'.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -49,7 +50,8 @@ def main() -> None:
     """Plan, print, and exit with 1 if the run does not fit."""
     if len(sys.argv) < 2 or (sys.argv[1].startswith("-") and sys.argv[1] not in ("-h", "--help")):
         raise InputError("expected a YAML file first: plan.py RUN.yaml --gpus N --kind KIND")
-    arguments, overrides = _arguments(sys.argv[2:] if sys.argv[1][0] != "-" else sys.argv[1:])
+    flags = sys.argv[1:] if sys.argv[1][0] == "-" else sys.argv[2:]
+    arguments, overrides = tyro.cli(PlanArguments, args=flags, return_unknown_args=True)
     gpu = gpu_kind(arguments.kind)
     config = from_command_line(RunConfig, [sys.argv[1], *overrides])
     use_described_gpus()
@@ -74,14 +76,17 @@ def main() -> None:
 
 def show(console: Console, plan: Plan) -> None:
     """Print a plan."""
-    num_gpus = _product(plan.mesh)
+    num_gpus = math.prod(plan.mesh.values())
     shape = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     tokens = plan.config.batch_size * plan.config.data.sequence_length
     console.print(
         f"{num_gpus} x {plan.gpu.name}: {shape}; {tokens:,} tokens in a step, remat {plan.config.model.remat}, "
         f"{plan.config.num_microbatches} microbatches; compiled in {plan.compile_seconds:.0f} s"
     )
-    console.print(_memory_table(plan), _traffic_table(plan), _time_table(plan))
+    console.print(_memory_table(plan))
+    if plan.traffic:
+        console.print(_traffic_table(plan))
+    console.print(_time_table(plan))
     usable = USABLE * plan.gpu.memory / _GIB
     console.print(
         f"model FLOPs per token {plan.flops_per_token / 1e9:.2f} G; a step takes at least {plan.step_seconds:.3f} s, "
@@ -144,20 +149,6 @@ def _time_table(plan: Plan) -> Table:
     for name, seconds in plan.seconds.items():
         table.add_row(name, amounts.get(name, ""), f"{seconds:.3f}")
     return table
-
-
-def _arguments(arguments: list[str]) -> tuple[PlanArguments, list[str]]:
-    try:
-        return tyro.cli(PlanArguments, args=arguments, return_unknown_args=True)
-    except SystemExit as end:
-        raise SystemExit(1 if end.code else 0) from None
-
-
-def _product(sizes: dict[str, int]) -> int:
-    product = 1
-    for size in sizes.values():
-        product *= size
-    return product
 
 
 if __name__ == "__main__":

@@ -160,10 +160,10 @@ def test_command_line_overrides_mean_what_the_file_would(write) -> None:
         ("stray", "stray"),
     ],
 )
-def test_wrong_flags_exit_with_1(write, capsys, flags: str, expected: str) -> None:
+def test_wrong_flags_end_the_process(write, capsys, flags: str, expected: str) -> None:
     with pytest.raises(SystemExit) as caught:
         yaml_config.from_command_line(Run, [str(write(BASE)), *flags.split()])
-    assert caught.value.code == 1
+    assert caught.value.code == 2
     assert expected in capsys.readouterr().err
 
 
