@@ -33,8 +33,11 @@ _STAY_SECONDS = _GRACE_SECONDS + 5.0
 _MEETING_SECONDS = 600.0
 # Network file systems may keep saying for a while that a new file is missing.
 _SHARING_SECONDS = 30.0
-# What Gloo and NCCL say of a peer that is gone.
-_LOST = re.compile(r"closed by peer|reset by peer|remote process exited|remote error", re.IGNORECASE)
+# What Gloo, NCCL and jax's coordination service say of a peer that is gone.
+_LOST = re.compile(
+    r"closed by peer|reset by peer|remote process exited|remote error|heartbeat timeout|task is set to ERROR",
+    re.IGNORECASE,
+)
 
 _meetings = itertools.count()
 
@@ -142,6 +145,30 @@ def meet() -> None:
         _client().wait_at_barrier(f"hybrid_jax/meeting/{next(_meetings)}", int(1000 * _MEETING_SECONDS))
 
 
+class Agreement:
+    """Something that any process may propose once, and all can look up; the first proposal stands.
+
+    All processes make their agreements in the same order.
+    """
+
+    def __init__(self) -> None:
+        self.alone = jax.process_count() == 1
+        self._key = f"hybrid_jax/agreement/{next(_meetings)}"
+        self._own: Any = None
+
+    def propose(self, value: Any) -> None:
+        """Propose ``value`` (as JSON has it), unless this process has proposed before; known to all on return."""
+        if self._own is None:
+            self._own = value
+            if not self.alone:
+                with suppress(jax.errors.JaxRuntimeError):  # another was first
+                    _client().key_value_set(self._key, json.dumps(value))
+
+    def current(self) -> Any:
+        """What was proposed first; None as long as nothing was."""
+        return self._own if self.alone else _look_up(self._key)
+
+
 def check_shared(path: Path) -> None:
     """Refuse a folder that hosts do not share: all processes call this once process 0 has written the file ``path``.
 
@@ -227,11 +254,16 @@ def _lost_process(error: BaseException) -> InputError | None:
 
 def _first_failure(own: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """The failure that was first, ``own`` if there was none before; None if there is none or nobody can say."""
+    if own is not None:
+        with suppress(jax.errors.JaxRuntimeError):  # another was before
+            _client().key_value_set(_FAILURE, json.dumps(own))
+    return _look_up(_FAILURE)
+
+
+def _look_up(key: str) -> Any:
+    """The value under ``key``; None if there is none or nobody can say."""
     try:
-        if own is not None:
-            with suppress(jax.errors.JaxRuntimeError):  # another was before
-                _client().key_value_set(_FAILURE, json.dumps(own))
-        return json.loads(_client().key_value_try_get(_FAILURE))
+        return json.loads(_client().key_value_try_get(key))
     except jax.errors.JaxRuntimeError:
         return None
 
@@ -260,24 +292,34 @@ def _initialize(config: DistributedConfig) -> bool:
         arguments = {}
     else:
         return False
-    if config.process_id:
-        _await_coordinator(config)
+    if config.process_id is not None:
+        _check_coordinator(config)
+    # It would swallow every SIGTERM until the first step, and agree on step numbers that a continued run has passed.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             **arguments,
             initialization_timeout=config.initialization_timeout,
             heartbeat_timeout_seconds=config.heartbeat_timeout,
         )
-    except (RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # of jax, its coordination service, or the client of Kubernetes
         raise InputError(
             f"distributed: cannot join the other processes: {str(error).partition(chr(10))[0]}"
         ) from None
     return True
 
 
-def _await_coordinator(config: DistributedConfig) -> None:
-    """Wait until process 0 can be reached: jax itself would abort where it cannot, with a stack of C++ frames."""
+def _check_coordinator(config: DistributedConfig) -> None:
+    """Where process 0 cannot be reached, or its port is taken, jax would abort with a stack of C++ frames."""
     host, _, port = str(config.coordinator_address).rpartition(":")
+    if config.process_id == 0:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise InputError(
+                f"distributed.coordinator_address: port {port} cannot be opened: {error.strerror or error}"
+            ) from None
+        return
     until = time.monotonic() + config.initialization_timeout
     while True:
         try:

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -26,12 +27,15 @@ from rich.table import Table
 from hybrid_jax.cli import run_script
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.config.flops import training_flops_per_token
+from hybrid_jax.data.pipeline import DataConfig
 from hybrid_jax.errors import InputError
 from hybrid_jax.models import create_model
 from hybrid_jax.planning.gpus import GPUS, Gpu
 from hybrid_jax.sharding import MeshConfig, batch_sharding
-from hybrid_jax.training.optimizer import OptimizerConfig, make_optimizer
-from hybrid_jax.training.schedule import ScheduleConfig, make_schedule
+from hybrid_jax.training.optimizer import make_optimizer
+from hybrid_jax.training.placement import check_placement
+from hybrid_jax.training.run_config import RunConfig
+from hybrid_jax.training.schedule import make_schedule
 from hybrid_jax.training.state import create_state, state_shapes
 from hybrid_jax.training.step import make_train_step
 
@@ -46,7 +50,7 @@ class Bench:
         preset: size of both models: olmo_hybrid_PRESET and olmo3_PRESET.
         vocab_size: instead of the preset's.
         length: tokens in a row.
-        batch_size: rows in a step.
+        batch_size: rows in a step; one for each device over which rows are split unless given.
         num_microbatches: parts of a batch computed one after the other.
         dtype: of the matrix products.
         remat: what the backward pass computes again.
@@ -58,7 +62,7 @@ class Bench:
     preset: str = "1b"
     vocab_size: int | None = None
     length: int = 8192
-    batch_size: int = 1
+    batch_size: int | None = None
     num_microbatches: int = 1
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Literal["none", "block", "dots"] = "block"
@@ -67,19 +71,26 @@ class Bench:
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        for name in ("length", "batch_size", "num_microbatches", "steps", "rounds"):
+        for name in ("steps", "rounds"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: found {getattr(self, name)}, expected at least 1")
 
-    def model(self, family: str) -> ModelConfig:
-        """The configuration of ``family`` "olmo_hybrid" or "olmo3"."""
-        overrides: dict[str, Any] = {} if self.vocab_size is None else {"vocab_size": self.vocab_size}
+    def run(self, family: str, batch_size: int) -> RunConfig:
+        """A run of ``family`` "olmo_hybrid" or "olmo3"; its data are never read."""
+        preset = f"{family}_{self.preset}"
+        own: dict[str, Any] = {"dtype": self.dtype, "remat": self.remat}
         if self.vocab_size is not None:
-            overrides |= {"eos_token_id": None, "pad_token_id": None}
-        config = ModelConfig.preset(
-            f"{family}_{self.preset}", dtype=self.dtype, remat=self.remat, **overrides
+            own |= {"vocab_size": self.vocab_size, "eos_token_id": 0, "pad_token_id": None}
+        longest = max(self.length, ModelConfig.preset(preset).max_position_embeddings)
+        return RunConfig(
+            output_folder=Path("unused"),
+            num_steps=1000,
+            batch_size=batch_size,
+            num_microbatches=self.num_microbatches,
+            model=ModelConfig.preset(preset, max_position_embeddings=longest, **own),
+            data=DataConfig(paths=("unused",), sequence_length=self.length),
+            mesh=self.mesh,
         )
-        return config.replace(max_position_embeddings=max(self.length, config.max_position_embeddings))
 
 
 class Turn(NamedTuple):
@@ -91,6 +102,8 @@ class Turn(NamedTuple):
         measured_peak: bytes of the first device by its allocator; None where it does not count.
         device_kind: as JAX names it.
         num_devices: that took part.
+        tokens: in a step.
+        flops_per_token: that the model asks for.
         loss: of the last step.
     """
 
@@ -99,6 +112,8 @@ class Turn(NamedTuple):
     measured_peak: int | None
     device_kind: str
     num_devices: int
+    tokens: int
+    flops_per_token: int
     loss: float
 
 
@@ -106,8 +121,6 @@ def main() -> None:
     """Measure both families in turns and print a table."""
     bench = tyro.cli(Bench, description=__doc__, config=(tyro.conf.FlagConversionOff,))
     turns: dict[str, list[Turn]] = {"olmo_hybrid": [], "olmo3": []}
-    for family in turns:
-        bench.model(family)  # refuses before anything is started
     with tempfile.TemporaryDirectory() as cache:
         # Two processes never share a device's memory, and each model is compiled once.
         os.environ |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".92", "JAX_COMPILATION_CACHE_DIR": cache}
@@ -120,18 +133,21 @@ def main() -> None:
 
 def measure(bench: Bench, family: str) -> Turn:
     """One turn: compile, warm up, time."""
-    config = bench.model(family)
     mesh = bench.mesh.make()
-    schedule = make_schedule(ScheduleConfig(learning_rate=1e-4), 1000)
-    optimizer = make_optimizer(OptimizerConfig(), schedule, jax.eval_shape(partial(create_model, config)))
-    place = batch_sharding(mesh)
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, (bench.batch_size, bench.length), np.int32)
-    labels = np.concatenate([ids[:, 1:], np.full((bench.batch_size, 1), -100, np.int32)], axis=1)
-    batch = jax.device_put({"input_ids": ids, "labels": labels, "segment_ids": np.ones_like(ids)}, place)
-    shapes = state_shapes(config, optimizer, 0, mesh)
-    jitted: Any = make_train_step(optimizer, schedule, bench.num_microbatches, 1e-5, mesh)
+    config = bench.run(family, bench.batch_size or mesh.shape["data"] * mesh.shape["fsdp"])
+    check_placement(config, mesh)
+    model = config.model
+    schedule = make_schedule(config.schedule, config.num_steps)
+    optimizer = make_optimizer(config.optimizer, schedule, jax.eval_shape(partial(create_model, model)))
+    ids = np.random.default_rng(0).integers(0, model.vocab_size, (config.batch_size, bench.length), np.int32)
+    labels = np.concatenate([ids[:, 1:], np.full((config.batch_size, 1), -100, np.int32)], axis=1)
+    batch = jax.device_put(
+        {"input_ids": ids, "labels": labels, "segment_ids": np.ones_like(ids)}, batch_sharding(mesh)
+    )
+    shapes = state_shapes(model, optimizer, 0, mesh)
+    jitted: Any = make_train_step(optimizer, schedule, config.num_microbatches, config.z_loss_weight, mesh)
     step = jitted.lower(shapes, batch).compile()
-    state = create_state(config, optimizer, 0, mesh)
+    state = create_state(model, optimizer, 0, mesh)
     seconds = []
     for _ in range(bench.steps + 2):
         began = time.perf_counter()
@@ -149,6 +165,8 @@ def measure(bench: Bench, family: str) -> Turn:
         measured_peak=(device.memory_stats() or {}).get("peak_bytes_in_use"),
         device_kind=device.device_kind,
         num_devices=mesh.size,
+        tokens=ids.size,
+        flops_per_token=training_flops_per_token(model, bench.length),
         loss=float(jnp.asarray(metrics["train/CE loss"])),
     )
 
@@ -158,8 +176,8 @@ def table(bench: Bench, turns: Mapping[str, list[Turn]]) -> Table:
     first = turns["olmo_hybrid"][0]
     gpu = known_gpu(first.device_kind)
     found = Table(
-        title=f"{bench.preset}, {bench.batch_size} x {bench.length} tokens, {bench.dtype}, remat {bench.remat}, "
-        f"on {first.num_devices} x {first.device_kind}"
+        title=f"{bench.preset}, {first.tokens // bench.length} x {bench.length} tokens, {bench.dtype}, "
+        f"remat {bench.remat}, on {first.num_devices} x {first.device_kind}"
     )
     for column in (
         "model",
@@ -174,8 +192,8 @@ def table(bench: Bench, turns: Mapping[str, list[Turn]]) -> Table:
     speeds = {}
     for family, measured in turns.items():
         seconds = statistics.median(second for turn in measured for second in turn.seconds)
-        speeds[family] = bench.batch_size * bench.length / seconds / first.num_devices
-        flops = speeds[family] * training_flops_per_token(bench.model(family), bench.length)
+        speeds[family] = first.tokens / seconds / first.num_devices
+        flops = speeds[family] * measured[0].flops_per_token
         peak = measured[0].measured_peak
         found.add_row(
             f"{family}_{bench.preset}",

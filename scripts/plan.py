@@ -1,6 +1,6 @@
 """Will it fit? Compile a run's training step for GPUs that are not there: ``plan.py RUN.yaml --gpus 64 --kind h200``.
 
-Prints what each GPU needs, what travels between them, and the least time a step can take. Exits with 1 if the run
+Prints what each GPU needs, what travels between them, and a step's roofline. Exits with 1 if the run
 does not fit. Needs the ``plan`` extra: pip install 'hybrid-jax[plan]'.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
     """Plan, print, and exit with 1 if the run does not fit."""
     if len(sys.argv) < 2 or (sys.argv[1].startswith("-") and sys.argv[1] not in ("-h", "--help")):
         raise InputError("expected a YAML file first: plan.py RUN.yaml --gpus N --kind KIND")
-    flags = sys.argv[1:] if sys.argv[1][0] == "-" else sys.argv[2:]
+    flags = sys.argv[1:] if sys.argv[1].startswith("-") else sys.argv[2:]
     arguments, overrides = tyro.cli(PlanArguments, args=flags, return_unknown_args=True)
     gpu = gpu_kind(arguments.kind)
     config = from_command_line(RunConfig, [sys.argv[1], *overrides])
@@ -89,9 +89,9 @@ def show(console: Console, plan: Plan) -> None:
     console.print(_time_table(plan))
     usable = USABLE * plan.gpu.memory / _GIB
     console.print(
-        f"model FLOPs per token {plan.flops_per_token / 1e9:.2f} G; a step takes at least {plan.step_seconds:.3f} s, "
-        f"bound by {plan.bound}: at most {plan.tokens_per_second:,.0f} tokens/s and {plan.utilization:.0%} "
-        "MFU on each GPU"
+        f"model FLOPs per token {plan.flops_per_token / 1e9:.2f} G; "
+        f"by the roofline a step takes {plan.step_seconds:.3f} s, bound by {plan.bound}: "
+        f"{plan.tokens_per_second:,.0f} tokens/s and {plan.utilization:.0%} MFU on each GPU"
     )
     if plan.fits:
         console.print(
@@ -138,7 +138,7 @@ def _traffic_table(plan: Plan) -> Table:
 
 
 def _time_table(plan: Plan) -> Table:
-    table = Table(title="least seconds of a step, by resource")
+    table = Table(title="roofline: seconds of a step by resource")
     table.add_column("resource")
     table.add_column("amount", justify="right")
     table.add_column("seconds", justify="right")

@@ -1,7 +1,7 @@
 """GPUs as their makers describe them: what a compiler must know of one, and what bounds a step on it.
 
 Sources: NVIDIA's data sheets (A100, H100 SXM5, H200 SXM5, HGX B200) and what the driver reports as total memory. Peaks
-are dense, without sparsity. Bandwidths are what the hardware can do at most: a step is never faster than they say.
+are dense, without sparsity; bandwidths are what the hardware can do at most.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ class Gpu:
         memory: bytes the driver reports in all.
         memory_bandwidth: bytes per second.
         bfloat16_flops: of matrix products on tensor cores, per second.
-        float32_flops: of float32 products, which need full precision and so no tensor cores.
+        float32_flops: of float32 products at JAX's default precision, which is TF32 on tensor cores, per second.
         nvlink_bandwidth: bytes per second to the other GPUs of its host, in one direction.
         capability: compute capability, with the architecture's own instructions from 9.0 on.
         num_cores: streaming multiprocessors.
@@ -72,7 +72,7 @@ _A100 = Gpu(
     memory=40_960 * _MIB,
     memory_bandwidth=1.555e12,
     bfloat16_flops=312e12,
-    float32_flops=19.5e12,
+    float32_flops=156e12,
     nvlink_bandwidth=300e9,
     capability=(8, 0),
     num_cores=108,
@@ -85,7 +85,7 @@ _H100 = Gpu(
     memory=81_559 * _MIB,
     memory_bandwidth=3.35e12,
     bfloat16_flops=989.5e12,
-    float32_flops=67e12,
+    float32_flops=494.7e12,
     nvlink_bandwidth=450e9,
     capability=(9, 0),
     num_cores=132,
@@ -106,7 +106,7 @@ GPUS = {
         memory=183_359 * _MIB,
         memory_bandwidth=8e12,
         bfloat16_flops=2.25e15,
-        float32_flops=80e12,
+        float32_flops=1.125e15,
         nvlink_bandwidth=900e9,
         capability=(10, 0),
         num_cores=148,

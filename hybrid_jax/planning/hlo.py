@@ -13,7 +13,10 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*)$")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _OPERAND = re.compile(r"%([\w.-]+)")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_CALLED = re.compile(r"(?:body|condition|calls|to_apply|branch_computations)=\{?((?:%[\w.-]+(?:, )?)+)\}?")
+_CALLED = re.compile(
+    r"(?:body|condition|calls|to_apply|branch_computations|true_computation|false_computation)="
+    r"\{?((?:%[\w.-]+(?:, )?)+)\}?"
+)
 # Instructions that run other computations as they stand; a fusion's or a reduction's are part of the instruction.
 _CALLERS = ("while", "call", "conditional", "async-start")
 
@@ -27,7 +30,8 @@ class Shape(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Size in memory."""
-        bits = _BITS.get(self.dtype) or int(re.sub(r"\D*(\d+).*", r"\1", self.dtype) or 0)
+        digits = re.search(r"\d+", self.dtype)  # none: a token, which is nothing but order
+        bits = _BITS.get(self.dtype, int(digits[0]) if digits else 0)
         return math.prod(self.dims) * bits // 8
 
 
@@ -84,7 +88,11 @@ class Program:
     num_devices: int
 
     def executed(self) -> Iterator[tuple[Computation, int]]:
-        """Every computation that runs by itself, with the number of times it does."""
+        """Every computation that runs by itself, with the number of times it does.
+
+        Of a conditional's branches each counts as often as the conditional. Raises ValueError for a loop of which
+        the compiler does not know how often it runs.
+        """
         times: Counter[str] = Counter()
         self._count(self.entry, 1, times)
         for name, number in times.items():
@@ -95,6 +103,8 @@ class Program:
         for instruction in self.computations[name].values():
             if instruction.opcode in _CALLERS:
                 trips = _TRIP_COUNT.search(instruction.attributes)
+                if instruction.opcode == "while" and not trips:
+                    raise ValueError(f"the loop {instruction.name} runs an unknown number of times")
                 for called in instruction.called():
                     self._count(called, number * (int(trips[1]) if trips else 1), times)
 

@@ -1,4 +1,4 @@
-"""A training run on GPUs that are not there: whether it fits, how long a step takes at least, and what bounds it."""
+"""A training run on GPUs that are not there: whether it fits, and its roofline."""
 
 import time
 from collections import defaultdict
@@ -34,16 +34,28 @@ class Traffic:
         axes: mesh axes that tell a group's members apart.
         times: how many there are in a step.
         num_bytes: what a device sends in all of them.
-        crosses_hosts: whether a group's members are on several hosts.
-        per_host: members of a group on one host, whose network cards share the work.
+        members: how many devices a group has.
+        per_host: how many of them are on one host; their network cards share what leaves it.
     """
 
     kind: str
     axes: tuple[str, ...]
     times: int
     num_bytes: float
-    crosses_hosts: bool
+    members: int
     per_host: int
+
+    @property
+    def crosses_hosts(self) -> bool:
+        """Whether a group's members are on several hosts."""
+        return self.per_host < self.members
+
+    @property
+    def network_bytes(self) -> float:
+        """What each network card must send at least: of a ring's traffic, what is not from the same host."""
+        if not self.crosses_hosts:
+            return 0.0
+        return self.num_bytes * (self.members - self.per_host) / (self.members - 1) / self.per_host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +91,13 @@ class Plan:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """The least time a step takes each resource; the step cannot be faster than the slowest of them."""
-        network = [each for each in self.traffic if each.crosses_hosts]
+        """The least time a step takes each resource, with nothing served from caches."""
         return {
             "matrix products": self.cost.matmul_flops / self.gpu.flops(self.config.model.dtype),
             "memory": self.cost.memory_bytes / self.gpu.memory_bandwidth,
             "NVLink": sum(each.num_bytes for each in self.traffic if each.per_host > 1)
             / self.gpu.nvlink_bandwidth,
-            "network": sum(each.num_bytes / (each.per_host * self.network_bandwidth) for each in network),
+            "network": sum(each.network_bytes for each in self.traffic) / self.network_bandwidth,
         }
 
     @property
@@ -96,12 +107,12 @@ class Plan:
 
     @property
     def step_seconds(self) -> float:
-        """The roofline: no step is faster."""
+        """The roofline: the time of the resource that takes longest."""
         return max(self.seconds.values())
 
     @property
     def tokens_per_second(self) -> float:
-        """At most, for each GPU."""
+        """Of each GPU, by the roofline."""
         tokens = self.config.batch_size * self.config.data.sequence_length
         return tokens / np.prod(list(self.mesh.values())) / self.step_seconds
 
@@ -112,7 +123,7 @@ class Plan:
 
     @property
     def utilization(self) -> float:
-        """Model FLOPs utilization (MFU) at most."""
+        """Model FLOPs utilization (MFU), by the roofline."""
         return self.tokens_per_second * self.flops_per_token / self.gpu.flops(self.config.model.dtype)
 
 
@@ -156,26 +167,27 @@ def make_plan(config: RunConfig, gpu: Gpu, num_gpus: int, network_bandwidth: flo
 
 def summarize(collectives: tuple[Collective, ...], mesh: dict[str, int]) -> list[Traffic]:
     """Add up collectives of one kind over the same axes of ``mesh``, whose devices lie on hosts in order."""
-    times: dict[tuple[str, tuple[str, ...], int, bool], int] = defaultdict(int)
-    num_bytes: dict[tuple[str, tuple[str, ...], int, bool], float] = defaultdict(float)
+    times: dict[tuple[str, tuple[str, ...], int, int], int] = defaultdict(int)
+    num_bytes: dict[tuple[str, tuple[str, ...], int, int], float] = defaultdict(float)
     for each in collectives:
         places = np.stack(np.unravel_index(each.groups, tuple(mesh.values())))
         differ = (places != places[..., :1]).any(axis=(1, 2))
         axes = tuple(axis for axis, differs in zip(mesh, differ, strict=True) if differs)
         hosts = each.groups // GPUS_PER_HOST
-        per_host = int((hosts == hosts[:, :1]).sum(axis=1).max())
-        key = (each.kind, axes, per_host, bool((hosts != hosts[:, :1]).any()))
+        # Of pairs of sender and receiver some may be neighbours: those that are not decide.
+        per_host = int((hosts == hosts[:, :1]).sum(axis=1).min())
+        key = (each.kind, axes, each.groups.shape[1], per_host)
         times[key] += each.times
         num_bytes[key] += each.traffic
     found = [
         Traffic(
             kind=kind,
             axes=axes,
-            times=times[kind, axes, per_host, crosses],
-            num_bytes=num_bytes[kind, axes, per_host, crosses],
-            crosses_hosts=crosses,
+            times=times[kind, axes, members, per_host],
+            num_bytes=num_bytes[kind, axes, members, per_host],
+            members=members,
             per_host=per_host,
         )
-        for kind, axes, per_host, crosses in times
+        for kind, axes, members, per_host in times
     ]
     return sorted(found, key=lambda each: -each.num_bytes)

@@ -66,6 +66,8 @@ def _check_plugin() -> None:
         except PackageNotFoundError:
             continue
         if found != jax.__version__:
-            raise InputError(f"{plugin}: found version {found}, expected jax's {jax.__version__}: {_INSTALL}")
+            raise InputError(
+                f"{plugin}: found version {found}, expected jax's: pip install '{plugin}=={jax.__version__}'"
+            )
         return
     raise InputError(f"jax's plugin for CUDA is missing (jax-cuda13-plugin): {_INSTALL}")

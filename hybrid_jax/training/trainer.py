@@ -14,7 +14,7 @@ from hybrid_jax.atomic import write_then_rename
 from hybrid_jax.data.pipeline import data_identity, fingerprint, make_batches
 from hybrid_jax.errors import InputError
 from hybrid_jax.models import create_model
-from hybrid_jax.processes import check_shared, is_primary
+from hybrid_jax.processes import check_shared, is_primary, meet
 from hybrid_jax.training.checkpointing import Checkpointer
 from hybrid_jax.training.metrics import MetricsWriter, open_writers
 from hybrid_jax.training.optimizer import make_optimizer
@@ -97,6 +97,7 @@ def train(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> Tra
 
         train_step = make_train_step(optimizer, schedule, config.num_microbatches, config.z_loss_weight, mesh)
         meter = _Meter(config, mesh.size, writers, progress, first_step)
+        stopping = False
         for step in range(first_step + 1, config.num_steps + 1):
             with meter.loading():
                 batch = placement.place(next(batches))
@@ -115,7 +116,10 @@ def train(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> Tra
                 progress.say(
                     f"stopped after step {step}, which is saved: the same command continues from there"
                 )
-                stop.end_process()
+                break
+    if stopping:
+        meet()
+        stop.end_process()
     return state
 
 

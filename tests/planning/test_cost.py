@@ -111,6 +111,17 @@ def test_sizes_of_arrays():
     assert Shape("f8e4m3fn", (16,)).num_bytes == 16
     assert Shape("s4", (16,)).num_bytes == 8
     assert Shape("pred", ()).num_bytes == 1
+    assert Shape("token", ()).num_bytes == 0
+
+
+def test_branches_count_and_endless_loops_are_refused():
+    def branch(x, kernel):
+        return jax.lax.cond(jnp.sum(x) > 0, lambda: jnp.sin(x @ kernel), lambda: x)
+
+    cost = cost_of(branch, array(8, N), array(N, N))
+    assert cost.matmul_flops == 2 * 8 * N * N
+    with pytest.raises(ValueError, match="runs an unknown number of times"):
+        cost_of(lambda x: jax.lax.while_loop(lambda x: x[0] < 5, lambda x: x * x, x), array(3))
 
 
 def test_recomputed_products_count_again():

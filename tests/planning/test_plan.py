@@ -16,7 +16,7 @@ import pytest
 from hybrid_jax.errors import InputError
 from hybrid_jax.models import create_model
 from hybrid_jax.planning.cost import Collective
-from hybrid_jax.planning.gpus import GPUS, gpu_kind
+from hybrid_jax.planning.gpus import gpu_kind
 from hybrid_jax.planning.plan import summarize
 from hybrid_jax.sharding import MeshConfig, batch_sharding
 from hybrid_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -71,11 +71,12 @@ def test_collectives_by_axis_and_host():
         ),
         mesh,
     )
-    assert [(each.kind, each.axes, each.times, each.crosses_hosts, each.per_host) for each in found] == [
-        ("all-reduce", ("data",), 3, True, 1),
-        ("all-gather", ("fsdp",), 3, False, 4),
-        ("all-reduce", ("data", "fsdp", "context"), 1, True, 8),
+    assert [(each.kind, each.axes, each.times, each.members, each.per_host) for each in found] == [
+        ("all-reduce", ("data",), 3, 2, 1),
+        ("all-gather", ("fsdp",), 3, 4, 4),
+        ("all-reduce", ("data", "fsdp", "context"), 1, 16, 8),
     ]
+    assert [each.crosses_hosts for each in found] == [True, False, True]
     assert [each.num_bytes for each in found] == [3000, 120, 7.5]
 
 
@@ -84,9 +85,17 @@ def test_kinds_of_gpu():
         InputError, match="kind: found 'v100', expected one of a100-40gb, a100-80gb, h100-80gb"
     ):
         gpu_kind("v100")
-    for gpu in GPUS.values():
-        assert gpu.flops("bfloat16") > gpu.flops("float32")
-        assert f"device_memory_size: {gpu.memory}" in gpu.target()
+
+
+def test_what_leaves_a_host_is_shared_by_its_network_cards():
+    mesh = {"data": 1, "fsdp": 16, "context": 1, "tensor": 1}
+    everyone = np.arange(16)[None]
+    (found,) = summarize((Collective(kind="all-gather", num_bytes=8, times=1, groups=everyone),), mesh)
+    assert found.num_bytes == 15 * 8
+    # Each host must get the other's eight parts of 8 bytes, through eight cards.
+    assert found.network_bytes == 8
+    (alone,) = summarize((Collective(kind="all-gather", num_bytes=8, times=1, groups=everyone[:, :8]),), mesh)
+    assert alone.network_bytes == 0
 
 
 def plan(config: str | Path, *flags: str) -> subprocess.CompletedProcess:
@@ -111,7 +120,7 @@ def test_a_run_that_fits():
     # 73M weights and an embedding of 38.5M, each float32, on 4 devices.
     parameters = float(re.search(r"parameters \(float32\) +│ +([\d.]+) GiB", out)[1])
     assert parameters == pytest.approx((73.4e6 + 38.5e6) * 4 / 4 / 2**30, rel=0.1)
-    assert re.search(r"model FLOPs per token [\d.]+ G; a step takes at least [\d.]+ s, bound by", out)
+    assert re.search(r"model FLOPs per token [\d.]+ G; by the roofline a step takes [\d.]+ s, bound by", out)
 
 
 @needs_cuda_compiler

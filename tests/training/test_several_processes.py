@@ -22,7 +22,7 @@ from tests.training.toy import toy_run
 
 ROOT = Path(__file__).parents[2]
 NUM_DEVICES, NUM_STEPS, SAVED = 8, 6, 3
-ENDLESS = ("--num-steps", "1000000", "--schedule.warmup", "2")
+ENDLESS = ("--num-steps", "1000000", "--checkpoint.interval", "1000000")
 
 
 class Cluster:
