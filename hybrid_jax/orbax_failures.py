@@ -9,10 +9,14 @@ import threading
 import time
 import traceback
 import warnings
+from collections import deque
 from functools import cache
 from pathlib import Path
 from types import CoroutineType
 from typing import Any
+
+# The last failure of a background thread that nobody has asked about.
+_errors: deque[BaseException] = deque(maxlen=1)
 
 
 @cache
@@ -38,7 +42,15 @@ def tell_failures_once() -> None:
     sys.unraisablehook = hook
 
 
-def os_error_code(error: Exception) -> int | None:
+def background_error() -> BaseException | None:
+    """What a thread of Orbax has failed with, once; None if nothing happened since the last call.
+
+    With several processes Orbax raises it only after a barrier to which the others come late or never.
+    """
+    return _errors.pop() if _errors else None
+
+
+def os_error_code(error: BaseException) -> int | None:
     """The errno behind ``error``, None if there is none. TensorStore raises ValueErrors that name it in their text."""
     if isinstance(error, OSError):
         return error.errno or errno.EIO
@@ -68,4 +80,8 @@ def _is_not_orbax_traceback(record: logging.LogRecord) -> bool:
         return True
     _, error, trace = record.exc_info
     named = "os_error_code=" in str(error)
-    return not named and not any("orbax" in frame.filename for frame in traceback.extract_tb(trace))
+    if not named and not any("orbax" in frame.filename for frame in traceback.extract_tb(trace)):
+        return True
+    if error is not None:
+        _errors.append(error)
+    return False

@@ -6,6 +6,7 @@ neither the class of the model nor that of the optimizer's state.
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -25,7 +26,12 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from hybrid_jax.errors import InputError
 from hybrid_jax.models.paths import named_parameters
-from hybrid_jax.orbax_failures import os_error_code, remove_half_written, tell_failures_once
+from hybrid_jax.orbax_failures import (
+    background_error,
+    os_error_code,
+    remove_half_written,
+    tell_failures_once,
+)
 from hybrid_jax.processes import is_primary
 from hybrid_jax.training.run_config import CheckpointConfig
 from hybrid_jax.training.state import TrainState
@@ -91,14 +97,28 @@ class Checkpointer:
 
     def check(self) -> None:
         """Raise OSError if the last checkpoint could not be written; never wait."""
-        if self._pending_step is not None and not self._open().is_saving_in_progress():
+        if self._pending_step is not None and not self._saving():
             self.wait()
 
     def wait(self) -> None:
         """Wait until the last checkpoint is complete. Raises OSError if it cannot be written."""
         if self._pending_step is not None:
+            while jax.process_count() > 1 and self._saving():
+                time.sleep(0.05)
             self._write(self._open().wait_until_finished)
             self._pending_step = None
+
+    def _saving(self) -> bool:
+        """Whether the last checkpoint is being written; of several processes one that cannot write raises here."""
+        error = background_error() if jax.process_count() > 1 else None
+        if error is None:
+            return self._open().is_saving_in_progress()
+        self._manager = None  # its threads wait for processes that are about to end
+        step, self._pending_step = self._pending_step, None
+        raise OSError(
+            f"{self._folder}: process {jax.process_index()} cannot write its part of the checkpoint of step {step}: "
+            f"{_reason(error)}; {self._describe_newest()}"
+        )
 
     def read_records(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The ``config`` and ``data`` saved with ``step``. Raises InputError if the checkpoint is damaged."""
@@ -170,9 +190,9 @@ class Checkpointer:
             self._close_manager()
         if is_primary():
             remove_half_written(self._folder)
-        reason = os.strerror(code)
         raise OSError(
-            f"{self._folder}: cannot write the checkpoint of step {step}: {reason}; {self._describe_newest()}"
+            f"{self._folder}: cannot write the checkpoint of step {step}: {os.strerror(code)}; "
+            f"{self._describe_newest()}"
         )
 
     def _restore(self, step: int, **items: Any) -> Any:
@@ -187,6 +207,11 @@ class Checkpointer:
     def _describe_newest(self) -> str:
         newest = self.newest_step()
         return "there is no earlier one" if newest is None else f"the one of step {newest} is intact"
+
+
+def _reason(error: BaseException) -> str:
+    code = os_error_code(error)
+    return str(error).partition("\n")[0] if code is None else os.strerror(code)
 
 
 def _targets(shapes: Any) -> dict[str, jax.ShapeDtypeStruct]:

@@ -40,8 +40,10 @@ class Cluster:
         )
         self.config.write_text(to_yaml(run))
 
-    def start(self, name: str, num_processes: int, *flags: str, one: tuple[str, ...] = ()) -> list:
-        """Train into the folder ``name``; the last process gets the flags ``one`` as well."""
+    def start(
+        self, name: str, num_processes: int, *flags: str, one: tuple[str, ...] = (), shell_prefix: str = ""
+    ) -> list:
+        """Train into the folder ``name``; the last process gets the flags ``one`` and the shell's command as well."""
         with closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -63,11 +65,13 @@ class Cluster:
                 "--distributed.process-id",
                 str(index),
             ]
-            own = [*(joining if num_processes > 1 else ()), *(one if index == num_processes - 1 else ())]
+            own = [*command, *(joining if num_processes > 1 else ())]
+            if index == num_processes - 1:
+                own += one
+                if shell_prefix:
+                    own = ["bash", "-c", f'{shell_prefix} && exec "$@"', "bash", *own]
             pipe = subprocess.PIPE
-            processes.append(
-                subprocess.Popen([*command, *own], env=environment, stdout=pipe, stderr=pipe, text=True)
-            )
+            processes.append(subprocess.Popen(own, env=environment, stdout=pipe, stderr=pipe, text=True))
         return processes
 
     def finish(self, name: str, num_processes: int, *flags: str) -> None:
@@ -205,6 +209,20 @@ def test_the_first_error_of_any_process_ends_all_and_is_told_once(cluster):
     )
     assert (out, silence, errors) == ("", "", "")
     assert not (cluster.folder / "differing").exists()
+
+
+def test_all_end_when_one_cannot_write_its_part_of_a_checkpoint(cluster):
+    flags = ("--num-steps", "1000000", "--checkpoint.interval", "5")
+    # Files beyond 16 KiB fail as on a full disk.
+    found = outcomes(cluster.start("limited", 2, *flags, shell_prefix="ulimit -f 16"), timeout=60)
+    assert [code for code, *_ in found] == [1, 1]
+    (_, _, err), (_, _, silence) = found
+    folder = cluster.folder / "limited/checkpoints"
+    assert err.startswith(
+        f"process 1: error: {folder}: process 1 cannot write its part of the checkpoint of step 5: "
+    )
+    assert err.endswith("File too large; there is no earlier one\n")
+    assert silence == ""
 
 
 def test_a_coordinator_that_does_not_answer(cluster):
