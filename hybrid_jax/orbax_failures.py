@@ -82,6 +82,6 @@ def _is_not_orbax_traceback(record: logging.LogRecord) -> bool:
     named = "os_error_code=" in str(error)
     if not named and not any("orbax" in frame.filename for frame in traceback.extract_tb(trace)):
         return True
-    if error is not None:
+    if error is not None and record.levelno >= logging.ERROR:
         _errors.append(error)
     return False

@@ -3,9 +3,8 @@
 import jax
 import pytest
 
-from hybrid_jax import processes
 from hybrid_jax.errors import InputError
-from hybrid_jax.processes import DistributedConfig, joined
+from hybrid_jax.processes import DistributedConfig, joined, joining
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -93,12 +92,12 @@ def test_a_shell_or_a_single_task_under_slurm_is_alone(initialized, monkeypatch)
 def test_kubernetes(initialized, monkeypatch):
     for name, value in KUBERNETES.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(processes, "find_spec", lambda name: None)
+    monkeypatch.setattr(joining, "find_spec", lambda name: None)
     with pytest.raises(
         InputError, match=r"the package kubernetes is missing: pip install 'hybrid-jax\[k8s\]'"
     ):
         join(DistributedConfig())
-    monkeypatch.setattr(processes, "find_spec", lambda name: object())
+    monkeypatch.setattr(joining, "find_spec", lambda name: object())
     assert arguments_of(initialized, DistributedConfig()) == {}
 
 
