@@ -6,7 +6,12 @@ Nothing here may import jax before the environment is set, nor our packages befo
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+# Eight devices share the cores there are: on a busy machine one may come to a collective a minute after another, and
+# XLA ends the process after 40 seconds.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=300"
+)
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import jaxtyping

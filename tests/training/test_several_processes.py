@@ -49,7 +49,8 @@ class Cluster:
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={NUM_DEVICES // num_processes}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={NUM_DEVICES // num_processes}"
+            " --xla_cpu_collective_call_terminate_timeout_seconds=300",
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / f"compiled_{num_processes}"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(ROOT),
