@@ -31,6 +31,7 @@ from hybrid_jax.data.pipeline import DataConfig
 from hybrid_jax.errors import InputError
 from hybrid_jax.models import create_model
 from hybrid_jax.planning.gpus import GPUS, Gpu
+from hybrid_jax.planning.memory import USABLE, compiled_peak
 from hybrid_jax.sharding import MeshConfig, batch_sharding
 from hybrid_jax.training.optimizer import make_optimizer
 from hybrid_jax.training.placement import check_placement
@@ -123,7 +124,7 @@ def main() -> None:
     turns: dict[str, list[Turn]] = {"olmo_hybrid": [], "olmo3": []}
     with tempfile.TemporaryDirectory() as cache:
         # Two processes never share a device's memory, and each model is compiled once.
-        os.environ |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".92", "JAX_COMPILATION_CACHE_DIR": cache}
+        os.environ |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": str(USABLE), "JAX_COMPILATION_CACHE_DIR": cache}
         for _ in range(bench.rounds):
             for family, found in turns.items():
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
@@ -145,8 +146,8 @@ def measure(bench: Bench, family: str) -> Turn:
         {"input_ids": ids, "labels": labels, "segment_ids": np.ones_like(ids)}, batch_sharding(mesh)
     )
     shapes = state_shapes(model, optimizer, 0, mesh)
-    jitted: Any = make_train_step(optimizer, schedule, config.num_microbatches, config.z_loss_weight, mesh)
-    step = jitted.lower(shapes, batch).compile()
+    train_step = make_train_step(optimizer, schedule, config.num_microbatches, config.z_loss_weight, mesh)
+    step = train_step.lower(shapes, batch).compile()
     state = create_state(model, optimizer, 0, mesh)
     seconds = []
     for _ in range(bench.steps + 2):
@@ -155,13 +156,9 @@ def measure(bench: Bench, family: str) -> Turn:
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - began)
     device = mesh.devices.flat[0]
-    memory = step.memory_analysis()
     return Turn(
         seconds=seconds[2:],
-        compiled_peak=memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes,
+        compiled_peak=compiled_peak(step),
         measured_peak=(device.memory_stats() or {}).get("peak_bytes_in_use"),
         device_kind=device.device_kind,
         num_devices=mesh.size,

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -185,8 +184,4 @@ def _groups(attributes: str, num_devices: int) -> np.ndarray:
 
 
 def _listed(text: str) -> np.ndarray:
-    return np.array([[int(n) for n in group.split(",")] for group in _braced(text)])
-
-
-def _braced(text: str) -> Iterator[str]:
-    return (found[1] for found in re.finditer(r"\{([\d,]+)\}", text))
+    return np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", text)])

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from hybrid_jax.models.paths import named_parameters
-from hybrid_jax.planning.hlo import Program
+from hybrid_jax.planning.hlo import Program, Shape
 from hybrid_jax.training.state import TrainState
 
 # Of a device's memory, what a run can have: the rest is for the CUDA context, NCCL's buffers and loaded kernels.
@@ -53,8 +53,6 @@ def step_memory(
     """
     statistics: Any = compiled.memory_analysis()
     temporary = statistics.temp_size_in_bytes
-    # What is given away and comes back changed is counted once.
-    returned = statistics.output_size_in_bytes - statistics.alias_size_in_bytes
     activations = min(sum(_num_bytes(leaf.shape, leaf.dtype) for leaf in saved), temporary)
     return Memory(
         parameters=_tree_bytes(state.model),
@@ -62,8 +60,16 @@ def step_memory(
         batch=_tree_bytes(batch),
         activations=activations,
         temporaries=temporary - activations,
-        peak=statistics.argument_size_in_bytes + returned + temporary,
+        peak=compiled_peak(compiled),
     )
+
+
+def compiled_peak(compiled: jax.stages.Compiled) -> int:
+    """Bytes of one device at the fullest moment of ``compiled``, its arguments and results included."""
+    statistics: Any = compiled.memory_analysis()
+    # What is given away and comes back changed is counted once.
+    returned = statistics.output_size_in_bytes - statistics.alias_size_in_bytes
+    return statistics.argument_size_in_bytes + returned + statistics.temp_size_in_bytes
 
 
 def largest_contributors(
@@ -81,17 +87,16 @@ def largest_contributors(
         found[f"kept for the backward pass: {leaf.dtype}{list(leaf.shape)}"] += _num_bytes(
             leaf.shape, leaf.dtype
         )
+    shapes: set[Shape] = set()
     for computation, _ in program.executed():
         for instruction in computation.values():
             if instruction.opcode in _VIEWS or instruction.opcode.endswith("-done"):
                 continue
-            for shape in instruction.shapes:
+            for shape in set(instruction.shapes) - shapes:
                 origin = re.search(r'op_name="([^"]*)"', instruction.attributes)
-                name = f"temporary {shape.dtype}{list(shape.dims)}"
-                if name not in {each.partition(" of ")[0] for each in found}:
-                    found[f"{name} of {origin[1].rsplit('/', 1)[-1] if origin else instruction.opcode}"] = (
-                        shape.num_bytes
-                    )
+                source = origin[1].rsplit("/", 1)[-1] if origin else instruction.opcode
+                found[f"temporary {shape.dtype}{list(shape.dims)} of {source}"] = shape.num_bytes
+            shapes.update(instruction.shapes)
     return found.most_common(number)
 
 

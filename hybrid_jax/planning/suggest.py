@@ -68,9 +68,10 @@ def _meshes(config: RunConfig, gpu: Gpu, num_gpus: int) -> Iterator[MeshConfig]:
         for fsdp in reversed(_divisors(rest)):
             mesh = MeshConfig(data=rest // fsdp, fsdp=fsdp, context=context, tensor=tensor)
             try:
-                check_placement(replace(config, num_microbatches=1, mesh=mesh), mesh.make(devices))
+                laid = mesh.make(devices)
+                check_placement(replace(config, num_microbatches=1, mesh=mesh), laid)
                 for name, leaf in parameters.items():
-                    parameter_sharding(name, leaf.shape, mesh.make(devices))
+                    parameter_sharding(name, leaf.shape, laid)
             except InputError:
                 continue
             yield mesh

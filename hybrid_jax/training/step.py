@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,17 @@ from hybrid_jax.training.state import TrainState, state_shardings
 
 Batch = dict[str, Int32[Array, "B T"]]
 Metrics = dict[str, Float32[Array, ""]]
-TrainStep = Callable[[TrainState, Mapping[str, Array | np.ndarray]], tuple[TrainState, Metrics]]
+
+
+@runtime_checkable
+class TrainStep(Protocol):
+    """A compiled step; ``lower`` takes shapes instead of arrays, as that of every jitted function."""
+
+    def __call__(
+        self, state: TrainState, batch: Mapping[str, Array | np.ndarray], /
+    ) -> tuple[TrainState, Metrics]: ...
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered: ...
 
 
 def make_train_step(
