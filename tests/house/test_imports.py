@@ -27,6 +27,7 @@ ALLOWED = {
     "checkpoints": {"models", "sharding", "config"},
     "generation": {"models", "sharding", "config"},
     "data": {"config"},
+    "scaling": {"config"},
     "training": {"checkpoints", "models", "sharding", "config", "gpus", "data"},
     "planning": {"training", "models", "sharding", "config", "gpus", "data"},
     "evaluation": {"generation", "models", "sharding", "config"},
