@@ -30,6 +30,7 @@ ALLOWED = {
     "scaling": {"config"},
     "training": {"checkpoints", "models", "sharding", "config", "gpus", "data"},
     "planning": {"training", "models", "sharding", "config", "gpus", "data"},
+    "expressivity": {"training", "models", "config"},
     "evaluation": {"generation", "models", "sharding", "config"},
     "face": {"checkpoints", "generation", "config"},
 }
