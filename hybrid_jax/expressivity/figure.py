@@ -50,12 +50,12 @@ def draw(results: Sequence[Result], image: Path) -> None:
     for style, label in (
         ({"color": "black"}, "best run"),
         ({"color": "black", "alpha": 0.25, "linewidth": 1}, "every run"),
-        ({"color": "black", "linestyle": "", "marker": "*", "markersize": 10}, "paper"),
+        ({"color": "black", "linestyle": "", "marker": "*", "markersize": 10}, "paper (hollow: +)"),
         ({"color": "black", "linestyle": ":", "linewidth": 1}, "chance"),
     ):
         lines.append(panels[0, 0].plot([], [], **style)[0])
         labels.append(label)
-    figure.legend(lines, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False)
+    figure.legend(lines, labels, loc="outside upper center", ncols=2 * num_tasks, frameon=False)
     with write_then_rename(image) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 
@@ -68,12 +68,13 @@ def _draw_lengths(axes: Any, task: str, rows: dict[str, Summary]) -> None:
         for name, by_length in PUBLISHED[task].items()
         for length, accuracy in by_length.items()
     ]
-    for name, summary in rows.items():
+    # Where several are equal each has its own place beside the others.
+    for index, (name, summary) in enumerate(rows.items()):
+        places = [n * 1.035 ** (index - (len(rows) - 1) / 2) for n in lengths]
         for run in summary.runs:
             values = [run.accuracy[n] for n in lengths]
-            axes.plot(lengths, values, **_style(name) | {"alpha": 0.25, "linewidth": 1, "marker": ""})
-        axes.plot(lengths, [summary.best.accuracy[n] for n in lengths], **_style(name))
-    # Where several are equal each gets its own place beside the others.
+            axes.plot(places, values, **_style(name) | {"alpha": 0.25, "linewidth": 1, "marker": ""})
+        axes.plot(places, [summary.best.accuracy[n] for n in lengths], **_style(name))
     for index, (name, length, accuracy) in enumerate(paper):
         style = {"color": _style(name)["color"], "marker": "*", "markersize": 12, "linestyle": ""}
         fill = "full" if ARCHITECTURES[name].neg_eigval else "none"
