@@ -41,6 +41,7 @@ class TaskConfig:
     """How one task is learnt, and how often.
 
     Attributes:
+        architectures: names from ``hybrid_jax.expressivity.architectures``.
         lengths: of the programs that a trained model is tested on, ascending; the last decides which run is best.
         stages: of training, one after the other.
         advance_at: accuracy at the stage's own length that ends it early, and the run with the last; null never does.
@@ -54,6 +55,7 @@ class TaskConfig:
         InputError: a field is out of its range.
     """
 
+    architectures: tuple[str, ...]
     lengths: tuple[int, ...]
     stages: tuple[StageConfig, ...]
     advance_at: float | None = None
@@ -63,9 +65,11 @@ class TaskConfig:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        for name in ("lengths", "stages", "learning_rates", "decays", "seeds"):
+        for name in ("architectures", "lengths", "stages", "learning_rates", "decays", "seeds"):
             if not getattr(self, name):
                 raise InputError(f"{name}: found none, expected at least one")
+        for name in self.architectures:
+            architecture(name)
         if list(self.lengths) != sorted(set(self.lengths)):
             raise InputError(f"lengths: found {list(self.lengths)}, expected ascending numbers")
         if self.advance_at is not None and not 0 < self.advance_at <= 1:
@@ -86,11 +90,10 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Tasks x architectures x learning rates x decays x seeds.
+    """Every task: its architectures x learning rates x decays x seeds.
 
     Attributes:
         output_folder: receives results, table and figure; runs found there are not done again.
-        architectures: names from ``hybrid_jax.expressivity.architectures``.
         tasks: how each is learnt.
         model: what all architectures share; layers and vocabulary are theirs and the task's.
         vocabulary: whether a token is a word of the program, or a statement.
@@ -106,7 +109,6 @@ class SweepConfig:
     """
 
     output_folder: Path
-    architectures: tuple[str, ...]
     tasks: dict[str, TaskConfig]
     model: ModelConfig
     vocabulary: Granularity = "words"
@@ -121,8 +123,6 @@ class SweepConfig:
         for name in ("batch_size", "check_interval", "num_samples", "num_workers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: found {getattr(self, name)}, expected at least 1")
-        for name in self.architectures:
-            architecture(name)
         for name, config in self.tasks.items():
             self._check_task(name, config)
 

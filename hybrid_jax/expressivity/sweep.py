@@ -20,8 +20,8 @@ from hybrid_jax.yaml_config import read_yaml, to_mapping, to_yaml
 
 CONFIG_NAME = "config.yaml"
 # What may change between two starts in one folder: which runs there are, and where; not what a run is.
-_FREE = ("output_folder", "architectures", "num_workers")
-_FREE_OF_TASKS = ("learning_rates", "decays", "seeds")
+_FREE = ("output_folder", "num_workers")
+_FREE_OF_TASKS = ("architectures", "learning_rates", "decays", "seeds")
 
 Report = Callable[[Result], None]
 
@@ -31,7 +31,7 @@ def runs_of(sweep: SweepConfig) -> list[Run]:
     return [
         Run(task, architecture, *rest)
         for task, config in sweep.tasks.items()
-        for architecture in sweep.architectures
+        for architecture in config.architectures
         for rest in product(config.learning_rates, config.decays, config.seeds)
     ]
 

@@ -20,6 +20,7 @@ MODEL: dict[str, Any] = {
 
 def small_task(**overrides: Any) -> TaskConfig:
     own: dict[str, Any] = {
+        "architectures": ("hybrid_1to1_neg",),
         "lengths": (2, 4),
         "stages": (StageConfig(length=2, num_steps=2), StageConfig(length=4, num_steps=4)),
     }
@@ -29,7 +30,6 @@ def small_task(**overrides: Any) -> TaskConfig:
 def small_sweep(folder: Path, model: dict[str, Any] | None = None, **overrides: Any) -> SweepConfig:
     own: dict[str, Any] = {
         "output_folder": folder,
-        "architectures": ("hybrid_1to1_neg",),
         "tasks": {"state_tracking": small_task()},
         "vocabulary": "statements",
         "batch_size": 4,

@@ -9,7 +9,7 @@ import pytest
 
 from hybrid_jax.expressivity.results import read_results
 from hybrid_jax.yaml_config import to_yaml
-from tests.expressivity.small import small_sweep
+from tests.expressivity.small import small_sweep, small_task
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +22,11 @@ def run_script(*arguments):
 
 @pytest.mark.slow
 def test_two_processes_do_a_sweep_and_draw_it(tmp_path):
-    sweep = small_sweep(tmp_path / "out", architectures=("transformer", "gdn_neg"), num_workers=2)
+    sweep = small_sweep(
+        tmp_path / "out",
+        tasks={"state_tracking": small_task(architectures=("transformer", "gdn_neg"))},
+        num_workers=2,
+    )
     (tmp_path / "sweep.yaml").write_text(to_yaml(sweep))
     done = run_script(tmp_path / "sweep.yaml")
     assert done.returncode == 0, done.stderr

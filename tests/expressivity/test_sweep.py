@@ -1,7 +1,5 @@
 """Sweeps with runs that are made up: order, resuming, other configurations."""
 
-from dataclasses import replace
-
 import pytest
 
 from hybrid_jax.errors import InputError
@@ -26,11 +24,8 @@ def done(monkeypatch) -> list[Run]:
 
 
 def sweep_of_six(folder, **overrides):
-    return small_sweep(
-        folder,
-        architectures=("transformer", "gdn_neg"),
-        tasks={"recall": small_task(seeds=(0, 1, 2), **overrides)},
-    )
+    own = {"architectures": ("transformer", "gdn_neg"), "seeds": (0, 1, 2)}
+    return small_sweep(folder, tasks={"recall": small_task(**own | overrides)})
 
 
 def test_runs_are_all_combinations_with_equal_programs_side_by_side(tmp_path):
@@ -58,9 +53,9 @@ def test_a_killed_sweep_loses_only_the_run_it_was_on(tmp_path, done):
 
 
 def test_runs_may_be_added_to_a_folder(tmp_path, done):
-    config = replace(sweep_of_six(tmp_path), architectures=("transformer",))
+    config = sweep_of_six(tmp_path, architectures=("transformer",))
     sweeps.run_sweep(config, lambda result: None)
-    more = replace(config, architectures=("gdn_neg",), tasks={"recall": small_task(seeds=(7,))})
+    more = sweep_of_six(tmp_path, architectures=("gdn_neg",), seeds=(7,))
     with pytest.raises(KeyboardInterrupt):
         sweeps.run_sweep(more, lambda result: None)
     assert [result.run.seed for result in sweeps.run_sweep(more, lambda result: None)] == [7]
