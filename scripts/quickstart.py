@@ -18,7 +18,14 @@ from hybrid_jax.data.config import DataConfig, SourceConfig
 from hybrid_jax.data.prepare import PreparedCorpus, prepare_stdlib_corpus, read_held_out
 from hybrid_jax.data.tokenizer import load_tokenizer
 from hybrid_jax.errors import InputError
-from hybrid_jax.evaluation import TextScore, compressed_bits_per_byte, score_documents
+from hybrid_jax.evaluation import (
+    TextScore,
+    border_token_id,
+    compressed_bits_per_byte,
+    pooled,
+    read_documents,
+    score_documents,
+)
 from hybrid_jax.models import CausalLM
 from hybrid_jax.training.curves import plot_loss
 from hybrid_jax.training.run_config import RunConfig
@@ -67,7 +74,7 @@ def main() -> None:
     minutes = (time.perf_counter() - began) / 60
 
     tokenizer = load_tokenizer(corpus.folder)
-    score, compressors = evaluate(model, tokenizer, corpus, window=2 * run.data.sequence_length)
+    score, compressors = evaluate(model, tokenizer, corpus, max_length=2 * run.data.sequence_length)
     show_samples(console, model, tokenizer)
     curve, export = output / "loss.png", output / "hf"
     plot_loss(output, curve, title="OLMo Hybrid on the Python standard library")
@@ -91,15 +98,16 @@ def main() -> None:
 
 
 def evaluate(
-    model: CausalLM, tokenizer: Tokenizer, corpus: PreparedCorpus, window: int
+    model: CausalLM, tokenizer: Tokenizer, corpus: PreparedCorpus, max_length: int
 ) -> tuple[TextScore, dict[str, float]]:
-    """Bits per byte of the held-out files by the model, and by gzip and xz on all of them as one text."""
-    texts = [file.text for file in read_held_out(corpus.held_out_path)]
-    documents = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    data = "".join(texts).encode()
-    end_of_text = model.config.eos_token_ids[0]
-    score = score_documents(model, documents, len(data), end_of_text, window=window)
-    return score, compressed_bits_per_byte(data)
+    """Bits per byte of the held-out files by the model, and by gzip and xz on all of them as one text.
+
+    The model sees ``max_length`` tokens at a time, the compressors all that comes before.
+    """
+    documents = read_documents(corpus.held_out_path, model.config, tokenizer)
+    scores = score_documents(model, documents, border_token_id(model.config), max_length=max_length)
+    data = "".join(file.text for file in read_held_out(corpus.held_out_path)).encode()
+    return pooled("held out", scores), compressed_bits_per_byte(data)
 
 
 def show_samples(console: Console, model: CausalLM, tokenizer: Tokenizer) -> None:

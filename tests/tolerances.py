@@ -34,3 +34,5 @@ KERNEL_REPEATED = 4e-2
 KERNEL_REPEATED_GRADIENT = 1e-1
 # The norm of what is 0 in the reference.
 KERNEL_OF_NOTHING = 1e-6
+# Log-likelihoods of tasks beside those of lm-eval's backend for transformers, in nats, summed over a continuation.
+LM_EVAL_LOG_LIKELIHOOD = 1e-4

@@ -1,93 +1,126 @@
-"""Bits per byte of held-out documents: comparable across tokenizers, and with gzip and xz."""
+"""Cross-entropy, perplexity and bits per byte of documents; the last compares across tokenizers, gzip and xz."""
 
 import gzip
 import lzma
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int, Int32
+from jaxtyping import Int
 
 from hybrid_jax.errors import InputError
+from hybrid_jax.evaluation.token_scores import Stretch, check_ids, score_stretches
 from hybrid_jax.models import CausalLM
+
+# Documents scored together: enough to fill rows, few enough that scores come while later ones are read.
+_LUMP = 4096
+
+
+class Document(NamedTuple):
+    """A text to score.
+
+    Attributes:
+        name: where it comes from, for reports and messages.
+        ids: its tokens, without any that mark its beginning or end.
+        num_bytes: UTF-8 bytes of its text; None where only tokens are known.
+    """
+
+    name: str
+    ids: Int[np.ndarray, " n"]
+    num_bytes: int | None
 
 
 class TextScore(NamedTuple):
-    """Sums over documents.
+    """How well a model foretells a text, or several.
 
     Attributes:
-        nats: -log p of every token but the one each document starts from.
+        name: of the text.
+        nats: -log p, summed over the tokens.
         num_tokens: how many were scored.
-        num_bytes: UTF-8 bytes of the text they stand for.
+        num_bytes: UTF-8 bytes of the text they stand for; None where they are not known.
     """
 
+    name: str
     nats: float
     num_tokens: int
-    num_bytes: int
+    num_bytes: int | None
 
     @property
-    def bits_per_byte(self) -> float:
-        """Pooled over all documents."""
-        return self.nats / math.log(2) / self.num_bytes
+    def bits_per_byte(self) -> float | None:
+        """None where the number of bytes is not known."""
+        return None if self.num_bytes is None else self.nats / math.log(2) / self.num_bytes
 
     @property
     def cross_entropy(self) -> float:
         """Mean nats per token."""
         return self.nats / self.num_tokens
 
-
-class _Window(NamedTuple):
-    """A stretch of one document: its ids, and how many at its beginning are context scored already."""
-
-    ids: Int[np.ndarray, " n"]
-    num_context: int
+    @property
+    def perplexity(self) -> float:
+        """Exp of the cross-entropy, of tokens; infinite where a float cannot hold it."""
+        return math.exp(self.cross_entropy) if self.cross_entropy < 709 else math.inf
 
 
 def score_documents(
     model: CausalLM,
-    documents: Sequence[Sequence[int]],
-    num_bytes: int,
+    documents: Iterable[Document],
     start_token_id: int,
-    window: int = 1024,
+    *,
+    max_length: int | None = None,
+    window: int = 512,
     batch_size: int = 8,
-) -> TextScore:
-    """Score every token of ``documents``, each given the document before it as far as the window reaches.
+) -> Iterator[TextScore]:
+    """Score every token of every document, each given all of the document before it.
 
-    Each document stands on its own behind ``start_token_id``. One longer than ``window`` is scored in windows that
-    overlap by half: a token is scored once, with at least half a window before it where there is that much.
+    Each document stands on its own behind ``start_token_id``; its end is not scored. How documents are batched and
+    read (``window``, ``batch_size``) decides speed and memory only. With ``max_length``, a document is cut into
+    pieces of that many tokens, as lm-eval does: a piece is given the one token before it, and the last reaches back
+    so that it has the full length too.
 
     Args:
         model: what is scored.
-        documents: token ids, at least one document and none empty.
-        num_bytes: UTF-8 bytes of all documents together.
+        documents: in any number; some thousand are held at a time.
         start_token_id: what the model knows as the border of documents (its end-of-text token).
-        window: tokens seen at a time, the start token included.
-        batch_size: windows computed at a time.
+        max_length: most tokens before a scored one; None is all of them, or where positions are rotary
+            ``max_position_embeddings``, beyond which they mean nothing to the model.
+        window: tokens of a row read at once. Documents up to it are packed into rows, which is quickest.
+        batch_size: rows read at once.
+
+    Returns:
+        An iterator over the documents' scores, in their order.
 
     Raises:
-        InputError: no document, an empty one, or a token outside the vocabulary.
+        InputError: an empty document, a token outside the vocabulary, a ``max_length``, ``window`` or ``batch_size``
+            below 1.
     """
-    if not documents:
-        raise InputError("documents: found none, expected at least one")
-    windows: list[_Window] = []
-    for number, document in enumerate(documents):
-        if not len(document):
-            raise InputError(f"documents: document {number} is empty")
-        if not 0 <= min(document) <= max(document) < model.config.vocab_size:
-            raise InputError(
-                f"documents: document {number} has token ids {min(document)} to {max(document)}, "
-                f"expected 0 <= id < vocab_size {model.config.vocab_size}"
-            )
-        windows.extend(_windows(np.array([start_token_id, *document], np.int32), window))
-    # Like lengths together waste little on padding; two lengths of batch are compiled.
-    windows.sort(key=lambda each: len(each.ids))
-    nats = 0.0
-    for first in range(0, len(windows), batch_size):
-        nats += float(_batch_nats(model, *_pad(windows[first : first + batch_size], batch_size, window)))
-    return TextScore(nats=nats, num_tokens=sum(map(len, documents)), num_bytes=num_bytes)
+    for name, value in {"max_length": max_length, "window": window, "batch_size": batch_size}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name}: found {value}, expected at least 1")
+    config = model.config
+    check_ids([start_token_id], config.vocab_size, "start_token_id")
+    if max_length is None and any(spec.rope is not None for spec in config.layer_specs):
+        max_length = config.max_position_embeddings
+    return _scores(model, iter(documents), start_token_id, max_length, window, batch_size)
+
+
+def pooled(name: str, scores: Iterable[TextScore]) -> TextScore:
+    """The score of all texts as one, in which longer ones count for more.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = list(scores)
+    if not found:
+        raise InputError(f"{name}: found no document, expected at least one")
+    sizes = [score.num_bytes for score in found]
+    return TextScore(
+        name=name,
+        nats=math.fsum(score.nats for score in found),
+        num_tokens=sum(score.num_tokens for score in found),
+        num_bytes=None if None in sizes else sum(size for size in sizes if size is not None),
+    )
 
 
 def compressed_bits_per_byte(data: bytes) -> dict[str, float]:
@@ -99,43 +132,38 @@ def compressed_bits_per_byte(data: bytes) -> dict[str, float]:
     return {name: 8 * size / len(data) for name, size in sizes.items()}
 
 
-def _windows(ids: Int[np.ndarray, " n"], window: int) -> Iterator[_Window]:
-    stride = max(window // 2, 1)
-    scored = 1
-    for start in range(0, max(len(ids) - window, 0) + stride, stride):
-        stop = min(start + window, len(ids))
-        if stop > scored:
-            yield _Window(ids[start:stop], scored - start)
-            scored = stop
+def pieces(ids: Int[np.ndarray, " n"], max_length: int | None) -> Iterator[Stretch]:
+    """Stretches that score all of ``ids`` but the first once, each reading at most ``max_length`` tokens."""
+    num_scored = len(ids) - 1
+    longest = num_scored if max_length is None else max_length
+    scored = 0
+    while scored < num_scored:
+        stop = min(scored + longest, num_scored)
+        start = max(stop - longest, 0)
+        yield Stretch(ids[start : stop + 1], scored + 1 - start)
+        scored = stop
 
 
-def _pad(
-    windows: Sequence[_Window], batch_size: int, window: int
-) -> tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, "B T"], Int32[np.ndarray, "B T"]]:
-    """Ids, segment ids and labels (-1: not scored) of one batch, padded to half a window or a whole one."""
-    longest = max(len(each.ids) for each in windows)
-    length = window if longest > window // 2 else max(window // 2, longest)
-    ids, segments, labels = (np.zeros((batch_size, length), np.int32) for _ in range(3))
-    labels -= 1
-    for row, each in enumerate(windows):
-        size = len(each.ids)
-        ids[row, :size] = each.ids
-        segments[row, :size] = 1
-        labels[row, each.num_context - 1 : size - 1] = each.ids[each.num_context :]
-    return ids, segments, labels
-
-
-@jax.jit
-def _batch_nats(
-    model: CausalLM, ids: Int32[Array, "B T"], segments: Int32[Array, "B T"], labels: Int32[Array, "B T"]
-) -> Float32[Array, ""]:
-    hidden = model.hidden_states(ids, segments)
-
-    def row_nats(row: tuple[Array, Array]) -> Array:
-        hidden, labels = row
-        log_probabilities = jax.nn.log_softmax(model.logits(hidden))
-        scored = jnp.take_along_axis(log_probabilities, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
-        return -jnp.sum(jnp.where(labels >= 0, scored, 0.0))
-
-    # A row at a time: logits of a whole batch would be the largest array by far.
-    return jnp.sum(jax.lax.map(row_nats, (hidden, labels)))
+def _scores(
+    model: CausalLM,
+    documents: Iterator[Document],
+    start_token_id: int,
+    max_length: int | None,
+    window: int,
+    batch_size: int,
+) -> Iterator[TextScore]:
+    while lump := list(islice(documents, _LUMP)):
+        stretches, owners = [], []
+        for number, document in enumerate(lump):
+            if not len(document.ids):
+                raise InputError(f"{document.name}: found an empty document, expected at least one token")
+            check_ids(document.ids, model.config.vocab_size, document.name)
+            ids = np.concatenate([[start_token_id], document.ids]).astype(np.int32)
+            found = list(pieces(ids, max_length))
+            stretches += found
+            owners += [number] * len(found)
+        nats = np.zeros(len(lump))
+        scores = score_stretches(model, stretches, window=window, batch_size=batch_size)
+        np.subtract.at(nats, owners, [score.log_probs.sum(dtype=np.float64) for score in scores])
+        for document, total in zip(lump, nats.tolist(), strict=True):
+            yield TextScore(document.name, total, len(document.ids), document.num_bytes)

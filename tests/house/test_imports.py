@@ -31,7 +31,7 @@ ALLOWED = {
     "training": {"checkpoints", "models", "sharding", "config", "gpus", "data"},
     "planning": {"training", "models", "sharding", "config", "gpus", "data"},
     "expressivity": {"training", "models", "config"},
-    "evaluation": {"generation", "models", "sharding", "config"},
+    "evaluation": {"generation", "models", "sharding", "config", "data"},
     "face": {"checkpoints", "generation", "config"},
 }
 SOURCES = python_files(*PACKAGES)
