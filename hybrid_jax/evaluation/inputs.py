@@ -75,8 +75,9 @@ def read_documents(
         try:
             check_input(path)
         except InputError as error:
-            kinds = f"text ({', '.join(suffixes)}) and token shards (.npy) can be read, too"
-            raise InputError(f"{error}; {kinds}") from error
+            if not path.exists():
+                raise
+            raise InputError(f"{error}, text ({', '.join(suffixes)}), or a token shard (.npy)") from error
     if tokenizer is None:
         raise InputError(f"{path}: found text and no tokenizer, expected one to make tokens with")
     texts = iter([_read_text(path)]) if is_text else read_texts(path, text_field, suffixes)

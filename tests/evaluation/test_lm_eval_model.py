@@ -25,11 +25,10 @@ WORDS = PROSE.replace(",", "").split()
 
 
 class Setting(NamedTuple):
-    """A random model in a folder, and a folder of tasks."""
+    """A random model, and the folder it is in."""
 
     model: Any
     folder: Any
-    tasks: Any
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +38,15 @@ def setting(tmp_path_factory):
     # Logits far enough apart that rounding does not decide what is likeliest.
     config = toy_model(vocab_size=300, eos_token_id=0, pad_token_id=1, initializer_range=0.3)
     save_pretrained(create_model(config), root / "hf", tokenizer_from=root / "tokenizer")
-    model = from_pretrained(root / "hf")
-    return Setting(model, root / "hf", write_tasks(root / "tasks", model, load_tokenizer(root / "hf")))
+    return Setting(from_pretrained(root / "hf"), root / "hf")
 
 
-def write_tasks(folder, model, tokenizer):
+@pytest.fixture(scope="module")
+def tasks(setting, tmp_path_factory):
     """Choices, a last word, whole texts, and texts to continue; one row is longer than ``MAX_LENGTH`` tokens."""
-    folder.mkdir()
+    pytest.importorskip("lm_eval")
+    folder = tmp_path_factory.mktemp("tasks")
+    model, tokenizer = setting.model, load_tokenizer(setting.folder)
     random = np.random.default_rng(0)
 
     def words(count):
@@ -108,9 +109,8 @@ def write_tasks(folder, model, tokenizer):
 
 
 @pytest.mark.filterwarnings("ignore")  # of lm-eval, datasets and transformers, on their own account
-def test_tasks_come_out_as_with_transformers(setting):
+def test_tasks_come_out_as_with_transformers(setting, tasks):
     pytest.importorskip("torch")
-    pytest.importorskip("lm_eval")
     huggingface = pytest.importorskip(
         "lm_eval.models.huggingface", reason="lm-eval's backend needs accelerate"
     )
@@ -119,7 +119,7 @@ def test_tasks_come_out_as_with_transformers(setting):
     )
     ours = lm_eval_model(setting.model, setting.folder, max_length=MAX_LENGTH, window=64)
     names = ["choices", "last_word", "whole_text", "continue"]
-    found, expected = (run_tasks(lm, names, folder=setting.tasks) for lm in (ours, theirs))
+    found, expected = (run_tasks(lm, names, folder=tasks) for lm in (ours, theirs))
     for name in names:
         compare_samples(found["samples"][name], expected["samples"][name])
         for metric, value in expected["results"][name].items():
@@ -169,14 +169,13 @@ def test_what_a_task_may_not_ask_of_generation_is_said(setting, settings, messag
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_unknown_tasks_and_folders_are_named(setting):
-    pytest.importorskip("lm_eval")
+def test_unknown_tasks_and_folders_are_named(tasks):
     with pytest.raises(
         InputError, match=r"found 'choice', which lm-eval does not know; did you mean choices\?"
     ):
-        run_tasks(None, ["choice"], folder=setting.tasks)
+        run_tasks(None, ["choice"], folder=tasks)
     with pytest.raises(InputError, match="nowhere: found no such folder"):
-        run_tasks(None, ["choices"], folder=setting.tasks / "nowhere")
+        run_tasks(None, ["choices"], folder=tasks / "nowhere")
 
 
 def test_without_lm_eval_it_is_said_how_to_install_it(setting, monkeypatch):
