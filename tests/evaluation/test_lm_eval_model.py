@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from hybrid_jax.checkpoints import from_pretrained, save_pretrained
+from hybrid_jax.config import ModelConfig
 from hybrid_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from hybrid_jax.errors import InputError
 from hybrid_jax.evaluation import lm_eval_model, run_tasks
@@ -17,7 +18,7 @@ from hybrid_jax.evaluation.lm_eval_model import _Answers
 from hybrid_jax.generation import generate
 from hybrid_jax.models import create_model
 from tests.tolerances import LM_EVAL_LOG_LIKELIHOOD
-from tests.training.toy import toy_model
+from tests.training.toy import ATTENTION_ONLY
 
 MAX_LENGTH, NUM_NEW = 48, 12
 PROSE = "the state of a hybrid layer is a matrix that each token decays, corrects and reads again"
@@ -25,7 +26,7 @@ WORDS = PROSE.replace(",", "").split()
 
 
 class Setting(NamedTuple):
-    """A random model, and the folder it is in."""
+    """A random model, and the folder it is in: of one layer, as nothing here depends on its kind."""
 
     model: Any
     folder: Any
@@ -36,7 +37,10 @@ def setting(tmp_path_factory):
     root = tmp_path_factory.mktemp("lm_eval")
     save_tokenizer(train_tokenizer([PROSE], 300), root / "tokenizer")
     # Logits far enough apart that rounding does not decide what is likeliest.
-    config = toy_model(vocab_size=300, eos_token_id=0, pad_token_id=1, initializer_range=0.3)
+    ids = {"vocab_size": 300, "eos_token_id": 0, "pad_token_id": 1}
+    config = ModelConfig.preset(
+        "tiny_olmo3", **ids, **ATTENTION_ONLY, hidden_size=32, intermediate_size=32, initializer_range=0.3
+    )
     save_pretrained(create_model(config), root / "hf", tokenizer_from=root / "tokenizer")
     return Setting(from_pretrained(root / "hf"), root / "hf")
 
