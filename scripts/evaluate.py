@@ -1,4 +1,4 @@
-"""Score a model: ``evaluate.py text MODEL FILES`` for bits per byte, ``evaluate.py tasks MODEL NAMES`` for lm-eval."""
+"""Score models: ``evaluate.py text`` for bits per byte, ``tasks`` for those of lm-eval, ``ruler`` for long texts."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,7 @@ from hybrid_jax.checkpoints import from_pretrained
 from hybrid_jax.checkpoints.model_folder import find_folder
 from hybrid_jax.cli import run_script
 from hybrid_jax.data.tokenizer import TOKENIZER_FILE, load_tokenizer
+from hybrid_jax.errors import InputError
 from hybrid_jax.evaluation import (
     TextScore,
     border_token_id,
@@ -22,6 +23,9 @@ from hybrid_jax.evaluation import (
     run_tasks,
     score_documents,
 )
+from hybrid_jax.evaluation.ruler import TASKS, Cell, Texts, read_haystack, score_task
+from hybrid_jax.evaluation.ruler.report import plot_scores, read_cells, score_table, write_cells
+from hybrid_jax.evaluation.ruler.scores import check_length
 from hybrid_jax.models import CausalLM
 
 Dtype = Literal["float32", "bfloat16"]
@@ -151,6 +155,76 @@ def tasks(
                     task, name, f"{value:.4f}", f"{error:.4f}" if isinstance(error, float) else "unknown"
                 )
     console.print(table)
+
+
+@app.command
+def ruler(
+    models: tyro.conf.Positional[tuple[str, ...]],
+    lengths: tuple[int, ...] = (4096, 8192, 16384, 32768, 65536),
+    tasks: tuple[str, ...] = tuple(TASKS),
+    num_samples: int = 100,
+    seed: int = 0,
+    output: Path | None = None,
+    plot: Path | None = None,
+    haystack: Path | None = None,
+    batch_size: int = 8,
+    dtype: Dtype = "float32",
+    revision: str | None = None,
+) -> None:
+    """RULER: what models find in texts of given lengths.
+
+    Args:
+        models: folders with config.json, safetensors and tokenizer.json, or ids on the hub; their table stands side by
+            side.
+        lengths: tokens of a question and its answer, in each model's own.
+        tasks: of RULER.
+        num_samples: questions of each task and length.
+        seed: for all that is drawn in them.
+        output: JSON lines, one for each model, task and length, written as they come; what it has is not done again.
+        plot: a PNG to draw: the mean over the tasks by length.
+        haystack: a text file to hide needles in; the reference of the Python language if not given.
+        batch_size: questions answered at once.
+        dtype: of the weights and matmuls.
+        revision: branch, tag or commit on the hub.
+    """
+    unknown = [task for task in tasks if task not in TASKS]
+    if unknown:
+        raise InputError(f"tasks: found {', '.join(unknown)}, expected some of {', '.join(TASKS)}")
+    texts = Texts(read_haystack(haystack))
+    cells = read_cells(output) if output is not None and output.is_file() else []
+    found = {cell[:-1]: cell for cell in cells}
+    for name in models:
+        loaded, folder = _load(name, dtype, revision)
+        check_length(loaded, max(lengths))
+        tokenizer = load_tokenizer(folder)
+        for length in lengths:
+            for task in tasks:
+                asked = (name, task, length, num_samples, seed)
+                if asked in found:
+                    continue
+                console.print(f"{name}: {task} at {length:,} tokens")
+                score = score_task(
+                    loaded,
+                    tokenizer,
+                    task,
+                    length,
+                    texts,
+                    num_samples=num_samples,
+                    seed=seed,
+                    batch_size=batch_size,
+                )
+                found[asked] = Cell(*asked, score)
+                if output is not None:
+                    write_cells(found.values(), output)
+    shown = [
+        found[name, task, length, num_samples, seed]
+        for name in models
+        for length in lengths
+        for task in tasks
+    ]
+    console.print(score_table(shown))
+    if plot is not None:
+        plot_scores(shown, plot)
 
 
 def _load(model: str, dtype: Dtype, revision: str | None) -> tuple[CausalLM, Path]:
