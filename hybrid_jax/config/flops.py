@@ -20,7 +20,8 @@ def _layer_flops(config: ModelConfig, spec: LayerSpec, length: int) -> int:
     if spec.layer_type == "linear_attention":
         keys = config.linear_num_key_heads * config.linear_key_head_dim
         values = config.linear_num_value_heads * config.linear_value_head_dim
-        weights = width * (2 * keys + 3 * values + 2 * config.linear_num_value_heads)
+        gate = values if config.linear_use_gate else 0
+        weights = width * (2 * keys + 2 * values + gate + 2 * config.linear_num_value_heads)
         convolutions = 2 * config.linear_conv_kernel_dim * (2 * keys + values)
         recurrence = 8 * values * config.linear_key_head_dim
         return mlp + 6 * weights + 3 * (convolutions + recurrence)

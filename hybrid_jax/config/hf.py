@@ -175,6 +175,8 @@ def _beyond_transformers(config: "ModelConfig") -> list[str]:
             reasons.append("its OlmoHybrid wants at least one linear-attention layer")
         if "sliding_attention" in types:
             reasons.append("its OlmoHybrid has no sliding windows")
+        if not config.linear_use_gate:
+            reasons.append("its OlmoHybrid has an output gate in every linear layer")
     elif any(spec.rope is None for spec in config.layer_specs):
         reasons.append("its Olmo3 has no layers without rotary positions")
     return reasons

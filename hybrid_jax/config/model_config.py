@@ -45,7 +45,8 @@ class ModelConfig:
 
     Field names are those of transformers' ``OlmoHybridConfig`` and ``Olmo3Config``. Fields left None take the
     family's defaults when the object is made. ``dtype`` is the compute dtype of matmuls; norms, gates, decay,
-    recurrent state, logits and loss are float32 whatever it says. ``remat`` chooses what the backward pass
+    recurrent state, logits and loss are float32 whatever it says. ``linear_use_gate`` false leaves the output gate out
+    of linear layers, whose outputs are then only normalised. ``remat`` chooses what the backward pass
     recomputes: "none", the whole "block", or all but the matmul outputs ("dots"). ``context_parallel`` chooses how
     linear layers run where rows are split over devices: by combining the states of their parts ("prefix", any number
     of devices) or by exchanging tokens for heads ("heads", where key heads divide).
@@ -75,6 +76,7 @@ class ModelConfig:
     linear_value_head_dim: Derived = _DERIVED
     linear_conv_kernel_dim: int = 4
     linear_allow_neg_eigval: bool = True
+    linear_use_gate: bool = True
     linear_a_log_min: float = 0.0
     linear_a_log_max: float = 16.0
     linear_dt_min: float = 0.001

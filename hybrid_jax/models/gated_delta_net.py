@@ -29,7 +29,7 @@ _HALOS = "short_conv_halos"
 
 
 class GatedDeltaNet(nnx.Module):
-    """Short convolutions, data-dependent decay and write strength, the gated delta rule, and a gated norm.
+    """Short convolutions, data-dependent decay and write strength, the gated delta rule, and a norm, gated or not.
 
     Decay, write strength, state and output norm are float32; projections run in the compute dtype.
     """
@@ -44,7 +44,9 @@ class GatedDeltaNet(nnx.Module):
         self.v_proj = Linear(hidden, value_width, stddev, dtype, rngs=rngs)
         self.a_proj = Linear(hidden, num_heads, stddev, dtype, rngs=rngs)
         self.b_proj = Linear(hidden, num_heads, stddev, dtype, rngs=rngs)
-        self.g_proj = Linear(hidden, value_width, stddev, dtype, rngs=rngs)
+        self.g_proj = (
+            Linear(hidden, value_width, stddev, dtype, rngs=rngs) if config.linear_use_gate else None
+        )
         self.o_proj = Linear(value_width, hidden, stddev, dtype, sum_axis="tensor", rngs=rngs)
         self.q_conv1d = ShortConv(key_width, config, rngs=rngs)
         self.k_conv1d = ShortConv(key_width, config, rngs=rngs)
@@ -64,7 +66,7 @@ class GatedDeltaNet(nnx.Module):
         projections = (self.q_proj, self.k_proj, self.v_proj, self.a_proj, self.b_proj)
         inputs = [project(rows).reshape(*x.shape[:2], -1) for project in projections]
         o, cache = _recurrence(self, *inputs, tokens, cache)
-        gate = self.g_proj(rows).reshape(o.shape)
+        gate = None if self.g_proj is None else self.g_proj(rows).reshape(o.shape)
         return _normalize_and_project(self.o_norm, self.o_proj, o, gate).reshape(x.shape), cache
 
 
@@ -118,7 +120,7 @@ def _recurrence(
 
 @jax.checkpoint  # the normalised output is cheaper to compute again than to write and read back
 def _normalize_and_project(
-    o_norm: GatedRMSNorm, o_proj: Linear, o: Float[Array, "B T N V"], gate: Float[Array, "B T N V"]
+    o_norm: GatedRMSNorm, o_proj: Linear, o: Float[Array, "B T N V"], gate: Float[Array, "B T N V"] | None
 ) -> Float[Array, "BT D"]:
     return o_proj(o_norm(o, gate).reshape(-1, o.shape[2] * o.shape[3]))
 

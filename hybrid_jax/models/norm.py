@@ -27,13 +27,15 @@ class RMSNorm(nnx.Module):
 
 
 class GatedRMSNorm(nnx.Module):
-    """RMSNorm of ``x`` times SiLU of ``gate``, all in float32 (OLMo Hybrid's output norm, eps 1e-5)."""
+    """RMSNorm of ``x`` times SiLU of ``gate`` if there is one, in float32 (OLMo Hybrid's output norm, eps 1e-5)."""
 
     def __init__(self, num_features: int, eps: float) -> None:
         self.scale = nnx.Param(jnp.ones((num_features,), jnp.float32))
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "... F"], gate: Float[Array, "... F"]) -> Float[Array, "... F"]:
+    def __call__(self, x: Float[Array, "... F"], gate: Float[Array, "... F"] | None) -> Float[Array, "... F"]:
+        if gate is None:
+            return _rms_norm(x, self.scale[...], self.eps, x.shape[-1], None).astype(x.dtype)
         return _gated_rms_norm(x, self.scale[...], gate, self.eps)
 
 

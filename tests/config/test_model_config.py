@@ -187,3 +187,7 @@ def test_a_padding_id_outside_the_vocabulary_is_not_written():
 def test_models_beyond_transformers_say_so():
     with pytest.warns(UserWarning, match="at least one full-attention layer"):
         ModelConfig.preset("gdn_60m").to_hf()
+    ungated = ModelConfig.preset("tiny", linear_use_gate=False)
+    with pytest.warns(UserWarning, match="output gate in every linear layer"):
+        written = ungated.to_hf()
+    assert ModelConfig.from_hf(written).linear_use_gate is False
