@@ -15,7 +15,13 @@ from hybrid_jax.scaling.quantization_study import NUM_DRAWS, PARAMS, SHARES, TOK
 from hybrid_jax.scaling.savings import bootstrap_interval, token_savings
 
 # Of Okabe and Ito: told apart by colour-blind readers too.
-_COLORS = dict(zip(ARCHITECTURES, ("#0072B2", "#D55E00", "#009E73"), strict=True))
+_COLORS = dict(
+    zip(
+        ARCHITECTURES,
+        ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"),
+        strict=True,
+    )
+)
 _SHARE_COLORS = dict(zip(SHARES, ("#222222", "#56B4E9", "#CC79A7"), strict=True))
 
 

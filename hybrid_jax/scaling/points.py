@@ -12,7 +12,16 @@ from hybrid_jax.atomic import write_then_rename
 from hybrid_jax.errors import InputError
 from hybrid_jax.yaml_config import from_mapping, to_mapping
 
-ARCHITECTURES = {"olmo3": "OLMo 3", "olmo_hybrid": "OLMo Hybrid", "gdn": "Gated DeltaNet"}
+ARCHITECTURES = {
+    "olmo3": "OLMo 3",
+    "olmo_hybrid": "OLMo Hybrid",
+    "gdn": "Gated DeltaNet",
+    "hybrid_1to1": "hybrid 1:1",
+    "hybrid_7to1": "hybrid 7:1",
+    "hybrid_middle": "hybrid, attention in the middle",
+    "hybrid_positive": "hybrid, positive eigenvalues",
+    "hybrid_no_gate": "hybrid without gate",
+}
 """Name in files (as in presets) -> name in tables and figures. A new architecture gets a line here."""
 
 # Losses are comparable only where these agree.
