@@ -105,6 +105,17 @@ def score_documents(
     return _scores(model, iter(documents), start_token_id, max_length, window, batch_size)
 
 
+def check_document(document: Document, vocab_size: int) -> None:
+    """Refuse what ``score_documents`` cannot score.
+
+    Raises:
+        InputError: the document is empty or has a token outside the vocabulary.
+    """
+    if not len(document.ids):
+        raise InputError(f"{document.name}: found an empty document, expected at least one token")
+    check_ids(document.ids, vocab_size, document.name)
+
+
 def pooled(name: str, scores: Iterable[TextScore]) -> TextScore:
     """The score of all texts as one, in which longer ones count for more.
 
@@ -155,9 +166,7 @@ def _scores(
     while lump := list(islice(documents, _LUMP)):
         stretches, owners = [], []
         for number, document in enumerate(lump):
-            if not len(document.ids):
-                raise InputError(f"{document.name}: found an empty document, expected at least one token")
-            check_ids(document.ids, model.config.vocab_size, document.name)
+            check_document(document, model.config.vocab_size)
             ids = np.concatenate([[start_token_id], document.ids]).astype(np.int32)
             found = list(pieces(ids, max_length))
             stretches += found

@@ -32,6 +32,7 @@ ALLOWED = {
     "planning": {"training", "models", "sharding", "config", "gpus", "data"},
     "expressivity": {"training", "models", "config"},
     "evaluation": {"generation", "models", "sharding", "config", "data"},
+    "ladder": {"scaling", "training", "evaluation", "checkpoints", "models", "sharding", "config", "data"},
     "face": {"checkpoints", "generation", "config"},
 }
 SOURCES = python_files(*PACKAGES)
