@@ -49,24 +49,20 @@ class PlannedRun(NamedTuple):
         architecture: its name.
         size: its name.
         num_params: without input embeddings.
-        run: as it is trained.
+        config: as it is trained.
         checkpoints: to evaluate, in the order of their steps.
     """
 
     architecture: str
     size: str
     num_params: int
-    run: RunConfig
+    config: RunConfig
     checkpoints: tuple[PlannedCheckpoint, ...]
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.run.tokens_per_step
 
     def flops(self, step: int) -> float:
         """Spent until ``step``, forward and backward."""
-        per_token = training_flops_per_token(self.run.model, self.run.data.sequence_length)
-        return float(per_token) * step * self.tokens_per_step
+        per_token = training_flops_per_token(self.config.model, self.config.data.sequence_length)
+        return float(per_token) * step * self.config.tokens_per_step
 
 
 def plan_ladder(config: LadderConfig) -> list[PlannedRun]:
@@ -91,7 +87,7 @@ def ladder_point(
         architecture=run.architecture,
         size=run.size,
         num_params=run.num_params,
-        tokens=checkpoint.step * run.tokens_per_step,
+        tokens=checkpoint.step * run.config.tokens_per_step,
         flops=run.flops(checkpoint.step),
         loss=loss,
         corpus=config.corpus,
@@ -133,7 +129,7 @@ def _plan(config: LadderConfig, architecture: str, size: str, reference: int) ->
     )
     model = _model(config, architecture, size)
     try:
-        run = RunConfig(
+        run_config = RunConfig(
             output_folder=config.output_folder / architecture / size,
             num_steps=ends[-1],
             batch_size=num_microbatches * config.microbatch_size,
@@ -158,4 +154,4 @@ def _plan(config: LadderConfig, architecture: str, size: str, reference: int) ->
         )
     except InputError as error:
         raise InputError(f"sizes.{size}: {error}") from None
-    return PlannedRun(architecture, size, _num_params(model), run, checkpoints)
+    return PlannedRun(architecture, size, _num_params(model), run_config, checkpoints)

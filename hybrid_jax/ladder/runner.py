@@ -66,21 +66,21 @@ def run_ladder(
     ]
     began, spent = time.perf_counter(), 0.0
     for number, run in enumerate(waiting):
-        left = sum(each.flops(each.run.num_steps) for each in waiting[number:])
+        left = sum(each.flops(each.config.num_steps) for each in waiting[number:])
         pace = (time.perf_counter() - began) / spent if spent else None
         ending = "" if pace is None else f"; all done in about {round(pace * left / 60)} minutes"
         say(f"run {len(runs) - len(waiting) + number + 1} of {len(runs)}: {_describe(run)}{ending}")
-        train(run.run, devices)
+        train(run.config, devices)
         for each in run.checkpoints:
             if ladder_point(config, run, each, loss=1.0) in done:
                 continue
             model = load_orbax(
-                run.run.output_folder / RUN_CHECKPOINTS / str(each.step), mesh=config.mesh.make(devices)
+                run.config.output_folder / RUN_CHECKPOINTS / str(each.step), mesh=config.mesh.make(devices)
             )
             point = ladder_point(config, run, each, held_out_loss(model, held_out, config))
             append_point(path, point)
             say(f"  horizon {each.horizon:g}{'' if each.decayed else ' before its decay'}: {point.loss:.4f}")
-        spent += run.flops(run.run.num_steps)
+        spent += run.flops(run.config.num_steps)
     expected = {ladder_point(config, run, each, loss=1.0) for run in runs for each in run.checkpoints}
     return tuple(point for point in read_points(path) if replace(point, loss=1.0) in expected)
 
@@ -189,6 +189,6 @@ def _done(config: LadderConfig, runs: Sequence[PlannedRun], path: Path) -> set[L
 
 def _describe(run: PlannedRun) -> str:
     return (
-        f"{ARCHITECTURES[run.architecture]}, size {run.size} (N = {run.num_params:,}): {run.run.num_steps:,} steps of "
-        f"{run.tokens_per_step:,} tokens, {run.flops(run.run.num_steps):.2g} FLOPs"
+        f"{ARCHITECTURES[run.architecture]}, size {run.size} (N = {run.num_params:,}): {run.config.num_steps:,} steps "
+        f"of {run.config.tokens_per_step:,} tokens, {run.flops(run.config.num_steps):.2g} FLOPs"
     )

@@ -111,6 +111,7 @@ def linear_layer(**changes):
     return GatedDeltaNet(config, rngs=nnx.Rngs(0))
 
 
+@jax.jit
 def outputs(layer, x):
     tokens, _ = describe_tokens(x.shape[:2], None, None, None)
     return layer(x, tokens, None)[0]

@@ -32,10 +32,10 @@ def test_the_full_ladder_has_the_runs_that_are_configured_one_by_one(full):
     for each in runs:
         alone = load(RunConfig, CONFIGS / f"ladder/{each.size}.yaml")
         # The files round it to five digits.
-        assert each.run.schedule.learning_rate == pytest.approx(alone.schedule.learning_rate, rel=3e-5)
+        assert each.config.schedule.learning_rate == pytest.approx(alone.schedule.learning_rate, rel=3e-5)
         same = {"output_folder": alone.output_folder, "schedule": alone.schedule}
-        assert replace(each.run, **same) == alone
-        assert replace(each.run.schedule, learning_rate=alone.schedule.learning_rate) == alone.schedule
+        assert replace(each.config, **same) == alone
+        assert replace(each.config.schedule, learning_rate=alone.schedule.learning_rate) == alone.schedule
         assert [step for step, _, _ in each.checkpoints] == list(alone.checkpoint.permanent_steps)
         assert [horizon for _, horizon, decayed in each.checkpoints if decayed] == [0.5, 1, 2, 4, 8]
 
@@ -46,10 +46,10 @@ def test_the_full_ladder_has_the_published_models(full):
     for each in runs:
         preset = ModelConfig.preset(f"{each.architecture}_60m", dtype="bfloat16", remat="block")
         free = LINEAR if each.architecture == "olmo3" else ()
-        assert model_differences(each.run.model, preset, free, "the preset") == []
+        assert model_differences(each.config.model, preset, free, "the preset") == []
         assert each.num_params == count_parameters(preset, with_input_embedding=False)
-        assert replace(each.run, output_folder=Path(), model=runs[0].run.model) == replace(
-            runs[0].run, output_folder=Path()
+        assert replace(each.config, output_folder=Path(), model=runs[0].config.model) == replace(
+            runs[0].config, output_folder=Path()
         ), "all architectures are trained alike"
 
 
@@ -60,7 +60,7 @@ def test_the_miniature_has_four_sizes_three_horizons_and_three_architectures():
     assert len(config.horizons) == 3
     assert len(runs) == 12
     for each in runs:
-        body = each.num_params - config.model.vocab_size * each.run.model.hidden_size
+        body = each.num_params - config.model.vocab_size * each.config.model.hidden_size
         assert body > 2 / 3 * each.num_params, "layers are what is scaled"
 
 
@@ -70,11 +70,11 @@ def test_points_of_a_run_by_hand(tmp_path):
     # Attention 4 d^2 and its norms 2 d, MLP 3 d 2d, the block's two norms, the last norm, the head.
     num_params = 4 * 64 + 2 * 8 + 3 * 8 * 16 + 2 * 8 + 8 + 8 * 64
     # 4 rows of 32 tokens are more than the formula gives.
-    assert (run.num_params, run.tokens_per_step) == (num_params, 128)
+    assert (run.num_params, run.config.tokens_per_step) == (num_params, 128)
     ends = [round(int(20 * horizon * num_params) / 128) for horizon in (0.1, 0.2)]
-    assert run.run.schedule.boundaries == tuple(ends) == (19, 37)
-    assert run.run.schedule.warmup == round(num_params / 128)
-    assert run.run.schedule.learning_rate == pytest.approx(0.00235 * (108e6 / num_params) ** (1 / 3))
+    assert run.config.schedule.boundaries == tuple(ends) == (19, 37)
+    assert run.config.schedule.warmup == round(num_params / 128)
+    assert run.config.schedule.learning_rate == pytest.approx(0.00235 * (108e6 / num_params) ** (1 / 3))
     # A tenth of 19 steps and of 18 steps is less than two.
     assert run.checkpoints == (
         PlannedCheckpoint(17, 0.1, False),
@@ -103,8 +103,8 @@ def test_hybrids_follow_the_transformer(tmp_path):
     ]
     for gdn, olmo3 in (runs[:2], runs[2:]):
         assert gdn.num_params != olmo3.num_params
-        assert gdn.run.schedule == olmo3.run.schedule
-        assert gdn.run.output_folder == config.output_folder / "gdn" / gdn.size
+        assert gdn.config.schedule == olmo3.config.schedule
+        assert gdn.config.output_folder == config.output_folder / "gdn" / gdn.size
 
 
 @pytest.mark.parametrize(

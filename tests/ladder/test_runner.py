@@ -15,6 +15,7 @@ from hybrid_jax.ladder import plan_ladder, run_ladder, runner
 from hybrid_jax.ladder.runner import RESULTS_NAME, held_out_loss
 from hybrid_jax.models import create_model
 from hybrid_jax.scaling import append_point, read_points
+from hybrid_jax.sharding import MeshConfig
 from hybrid_jax.training.optimizer import OptimizerConfig
 from tests.ladder.small import NUM_HELD_OUT, small_ladder, small_size
 from tests.training.toy import EOS, VOCAB_SIZE, write_tokens
@@ -44,7 +45,7 @@ def trained(monkeypatch) -> list[tuple[str, str]]:
 
 
 def run(config) -> tuple:
-    return run_ladder(config, lambda line: None, jax.devices()[:1])
+    return run_ladder(config, lambda line: None, jax.devices()[: config.mesh.fsdp])
 
 
 def run_to_the_end(config) -> tuple:
@@ -188,8 +189,9 @@ def test_bad_text_to_evaluate_on_is_named_before_anything_is_trained(tmp_path, t
 
 
 def test_a_ladder_that_is_trained(tmp_path, monkeypatch):
-    """Killed before its last evaluation, it ends with what it would have ended with, from its checkpoints alone."""
-    config = small_ladder(tmp_path, architectures=("olmo3",), sizes={"a": small_size(8)})
+    """Killed before its last evaluation, it is completed from its checkpoints; on two devices that share the model."""
+    ladder = {"architectures": ("olmo3",), "sizes": {"a": small_size(8)}}
+    config = small_ladder(tmp_path, **ladder, mesh=MeshConfig(fsdp=2))
     evaluate, losses = runner.held_out_loss, []
 
     def killed_at_last(*arguments):
@@ -207,7 +209,7 @@ def test_a_ladder_that_is_trained(tmp_path, monkeypatch):
     assert [each.loss for each in points[:3]] == losses[:3]
 
     (planned,) = plan_ladder(config)
-    folder = planned.run.output_folder / "checkpoints"
+    folder = planned.config.output_folder / "checkpoints"
     assert sorted(int(each.name) for each in folder.iterdir()) == [step for step, _, _ in planned.checkpoints]
     texts = (
         np.fromfile(tmp_path / "held_out.npy", np.uint8).reshape(NUM_HELD_OUT, -1)[:, :-1].astype(np.int32)
@@ -226,7 +228,7 @@ def test_a_ladder_that_is_trained(tmp_path, monkeypatch):
 
 def test_the_loss_is_the_mean_over_texts_whatever_their_lengths(tmp_path):
     config = small_ladder(tmp_path)
-    model = create_model(plan_ladder(config)[0].run.model)
+    model = create_model(plan_ladder(config)[0].config.model)
     texts = [[Document(str(n), np.arange(3, 3 + n, dtype=np.int32), None)] for n in (2, 20)]
     alone = [held_out_loss(model, {"text": text}, config) for text in texts]
     assert alone[0] != alone[1]
