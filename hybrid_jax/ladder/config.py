@@ -42,14 +42,15 @@ class LadderConfig:
             of a size, input embeddings left out.
         corpus: name of what is trained and evaluated on, for the results.
         tokenizer: its name, for the results.
-        held_out: by name, texts to evaluate on: token shards, or text if there is a ``stdlib_corpus``. The loss is the
-            mean over them.
+        held_out: files to evaluate on: token shards, or text if there is a ``stdlib_corpus``. The loss is the mean over
+            them.
         stdlib_corpus: the folder in which the corpus of the Python standard library is made first, for ``data`` and
             ``held_out`` that name its files; null makes nothing.
         data: what is trained on.
         model: what all architectures and sizes share; width, depth and layers are theirs.
         linear_key_head_multiple: see ``architectures.model_config``.
         microbatch_size: rows computed at a time, over all devices; batches are multiples of it.
+        learning_rate_scale: multiplies the peak that the paper's formula gives.
         init_seed: of all parameters' initial values.
         z_loss_weight: as in a run's configuration.
         optimizer: of all runs, but for ``beta2``, which follows from the batch.
@@ -67,12 +68,13 @@ class LadderConfig:
     horizons: tuple[float, ...]
     corpus: str
     tokenizer: str
-    held_out: dict[str, Path]
+    held_out: tuple[Path, ...]
     stdlib_corpus: Path | None = None
     data: DataConfig
     model: ModelConfig
     linear_key_head_multiple: int = 128
     microbatch_size: int = 8
+    learning_rate_scale: float = 1.0
     init_seed: int = 42
     z_loss_weight: float = 1e-5
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -96,6 +98,10 @@ class LadderConfig:
         for name in ("linear_key_head_multiple", "microbatch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        if not 0 < self.learning_rate_scale < float("inf"):
+            raise InputError(
+                f"learning_rate_scale: found {self.learning_rate_scale}, expected a positive number"
+            )
         if self.optimizer.beta2 != OptimizerConfig().beta2:
             raise InputError(
                 f"optimizer.beta2: found {self.optimizer.beta2}, expected none: it follows from the batch"

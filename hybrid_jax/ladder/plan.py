@@ -141,7 +141,7 @@ def _plan(config: LadderConfig, architecture: str, size: str, reference: int) ->
             optimizer=replace(config.optimizer, beta2=0.95 if batch >= _LARGE_BATCH_TOKENS else 0.99),
             schedule=ScheduleConfig(
                 kind="wsds",
-                learning_rate=0.0047 * relative ** (-1 / 3) / 2,
+                learning_rate=config.learning_rate_scale * 0.0047 * relative ** (-1 / 3) / 2,
                 warmup=round(reference / batch),
                 decay=_DECAY,
                 boundaries=tuple(ends),

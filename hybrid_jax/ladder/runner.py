@@ -32,7 +32,7 @@ RECORD_NAME = "ladder.json"
 # What may change between two starts in one folder: which runs there are and how they are computed, not what they are.
 _FREE = ("output_folder", "architectures", "checkpoint", "logging", "mesh")
 
-HeldOut = Mapping[str, Sequence[Document]]
+HeldOut = Mapping[Path, Sequence[Document]]
 
 
 def run_ladder(
@@ -86,17 +86,17 @@ def run_ladder(
 
 
 def held_out_loss(model: CausalLM, held_out: HeldOut, config: LadderConfig) -> float:
-    """Nats per token, the mean over the texts of ``held_out``, each read in pieces of a training row's length."""
+    """Nats per token, the mean over the files of ``held_out``, each read in pieces of a training row's length."""
     length = config.data.sequence_length
     border = border_token_id(model.config)
     return fmean(
         pooled(
-            name,
+            str(path),
             score_documents(
                 model, documents, border, max_length=length, window=length, batch_size=config.microbatch_size
             ),
         ).cross_entropy
-        for name, documents in held_out.items()
+        for path, documents in held_out.items()
     )
 
 
@@ -106,12 +106,10 @@ def _read_held_out(config: LadderConfig) -> HeldOut:
     if config.stdlib_corpus is not None:
         prepare_stdlib_corpus(config.stdlib_corpus, config.model.vocab_size)
         tokenizer = load_tokenizer(config.stdlib_corpus)
-    held_out = {
-        name: tuple(read_documents(path, config.model, tokenizer)) for name, path in config.held_out.items()
-    }
-    for name, documents in held_out.items():
+    held_out = {path: tuple(read_documents(path, config.model, tokenizer)) for path in config.held_out}
+    for path, documents in held_out.items():
         if not documents:
-            raise InputError(f"held_out.{name}: found no document, expected at least one")
+            raise InputError(f"{path}: found no document, expected at least one")
         for document in documents:
             check_document(document, config.model.vocab_size)
     return held_out

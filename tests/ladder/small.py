@@ -39,7 +39,7 @@ def small_ladder(folder: Path, **overrides: Any) -> LadderConfig:
         "horizons": (0.1, 0.2),
         "corpus": "random",
         "tokenizer": "none",
-        "held_out": {"random": folder / "held_out.npy"},
+        "held_out": (folder / "held_out.npy",),
         "model": ModelConfig(
             vocab_size=VOCAB_SIZE,
             sliding_window=LENGTH // 2,

@@ -65,7 +65,9 @@ def test_the_miniature_has_four_sizes_three_horizons_and_three_architectures():
 
 
 def test_points_of_a_run_by_hand(tmp_path):
-    config = small_ladder(tmp_path, architectures=("olmo3",), sizes={"a": small_size(8)})
+    config = small_ladder(
+        tmp_path, architectures=("olmo3",), sizes={"a": small_size(8)}, learning_rate_scale=0.5
+    )
     (run,) = plan_ladder(config)
     # Attention 4 d^2 and its norms 2 d, MLP 3 d 2d, the block's two norms, the last norm, the head.
     num_params = 4 * 64 + 2 * 8 + 3 * 8 * 16 + 2 * 8 + 8 + 8 * 64
@@ -74,7 +76,7 @@ def test_points_of_a_run_by_hand(tmp_path):
     ends = [round(int(20 * horizon * num_params) / 128) for horizon in (0.1, 0.2)]
     assert run.config.schedule.boundaries == tuple(ends) == (19, 37)
     assert run.config.schedule.warmup == round(num_params / 128)
-    assert run.config.schedule.learning_rate == pytest.approx(0.00235 * (108e6 / num_params) ** (1 / 3))
+    assert run.config.schedule.learning_rate == pytest.approx(0.5 * 0.00235 * (108e6 / num_params) ** (1 / 3))
     # A tenth of 19 steps and of 18 steps is less than two.
     assert run.checkpoints == (
         PlannedCheckpoint(17, 0.1, False),
@@ -114,8 +116,9 @@ def test_hybrids_follow_the_transformer(tmp_path):
         ({"architectures": ("gdn", "gdn")}, "architectures: found .*, expected each once"),
         ({"sizes": {}}, "sizes: found none"),
         ({"horizons": (1.0, 0.5)}, r"horizons: found \[1.0, 0.5\], expected ascending"),
-        ({"held_out": {}}, "held_out: found none"),
+        ({"held_out": ()}, "held_out: found none"),
         ({"microbatch_size": 0}, "microbatch_size: found 0"),
+        ({"learning_rate_scale": 0.0}, "learning_rate_scale: found 0.0, expected a positive number"),
         ({"optimizer": OptimizerConfig(beta2=0.9)}, "optimizer.beta2: found 0.9, expected none"),
         (
             {"checkpoint": CheckpointConfig(permanent_steps=(3,))},

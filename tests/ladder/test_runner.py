@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -230,7 +231,7 @@ def test_the_loss_is_the_mean_over_texts_whatever_their_lengths(tmp_path):
     config = small_ladder(tmp_path)
     model = create_model(plan_ladder(config)[0].config.model)
     texts = [[Document(str(n), np.arange(3, 3 + n, dtype=np.int32), None)] for n in (2, 20)]
-    alone = [held_out_loss(model, {"text": text}, config) for text in texts]
+    alone = [held_out_loss(model, {Path("text"): text}, config) for text in texts]
     assert alone[0] != alone[1]
-    both = held_out_loss(model, dict(zip("ab", texts, strict=True)), config)
+    both = held_out_loss(model, dict(zip((Path("a"), Path("b")), texts, strict=True)), config)
     assert both == pytest.approx(sum(alone) / 2)
