@@ -11,7 +11,7 @@ import pytest
 
 from hybrid_jax.scaling import read_points
 from hybrid_jax.yaml_config import to_yaml
-from tests.ladder.small import small_ladder
+from tests.ladder.small import small_ladder, small_size
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ def start(*arguments) -> subprocess.Popen[str]:
 
 
 def test_a_ladder_that_is_killed_is_continued_and_told(tmp_path):
-    config = small_ladder(tmp_path)
+    config = small_ladder(tmp_path, sizes={"a": small_size(8)})
     (tmp_path / "ladder.yaml").write_text(to_yaml(config))
     process, results = start(tmp_path / "ladder.yaml"), config.output_folder / "ladder.jsonl"
     while not results.exists() and process.poll() is None:
@@ -34,13 +34,13 @@ def test_a_ladder_that_is_killed_is_continued_and_told(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     before = read_points(results)
-    assert len(before) < 16
+    assert len(before) < 8
 
     out, errors = start(tmp_path / "ladder.yaml").communicate(timeout=300)
     assert errors == ""
     points = read_points(results)
-    assert (len(points), points[: len(before)]) == (16, before)
-    assert "run 4 of 4: Gated DeltaNet, size b" in out
+    assert (len(points), points[: len(before)]) == (8, before)
+    assert "run 2 of 2: Gated DeltaNet, size a" in out
     assert f"{points[-1].loss:.4f}" in out.partition("held-out loss")[2]
     assert f"next: python scripts/fit_scaling.py {results}" in out
 
