@@ -33,6 +33,7 @@ ALLOWED = {
     "expressivity": {"training", "models", "config"},
     "evaluation": {"generation", "models", "sharding", "config", "data"},
     "ladder": {"scaling", "training", "evaluation", "checkpoints", "models", "sharding", "config", "data"},
+    "long_context": {"evaluation", "training", "models", "config", "data"},
     "face": {"checkpoints", "generation", "config"},
 }
 SOURCES = python_files(*PACKAGES)

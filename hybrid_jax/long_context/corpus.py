@@ -1,0 +1,91 @@
+"""What the models learn from: text, and RULER's questions with their answers at every length that fits a row."""
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from hybrid_jax.data.prepare import prepare_stdlib_corpus
+from hybrid_jax.data.token_shards import LabelledDocument, write_labelled_shard
+from hybrid_jax.data.tokenizer import load_tokenizer, special_token_id
+from hybrid_jax.evaluation.ruler import Texts, make_samples, read_haystack
+from hybrid_jax.long_context.config import LongContextConfig, StageConfig
+
+# Questions written at a time: each time the size that fills a length is sought anew.
+_PORTION = 8
+
+
+class Corpus(NamedTuple):
+    """Files to learn from and to be scored on.
+
+    Attributes:
+        tokenizer_folder: with ``tokenizer.json``.
+        shards: of text, as files or glob patterns.
+        held_out: texts that are not in them.
+    """
+
+    tokenizer_folder: Path
+    shards: tuple[str, ...]
+    held_out: Path
+
+
+def prepare_corpus(config: LongContextConfig) -> Corpus:
+    """The text that ``config`` names, or the standard library's.
+
+    Raises:
+        InputError: as ``prepare_stdlib_corpus``.
+        OSError: a file cannot be written.
+    """
+    if config.text is not None:
+        return Corpus(config.text.tokenizer, config.text.shards, config.text.held_out)
+    found = prepare_stdlib_corpus(config.output_folder / "data", config.olmo_hybrid.vocab_size)
+    return Corpus(found.folder, (str(found.train_path),), found.held_out_path)
+
+
+def write_needles(config: LongContextConfig, stage: StageConfig, corpus: Corpus) -> Path:
+    """Write the questions of a stage, as many tokens as it reads of them, to a shard; or find it written.
+
+    Raises:
+        InputError: a task's frame does not fit a row.
+        OSError: a file cannot be written.
+    """
+    path = config.output_folder / "data" / f"needles_{stage.sequence_length}.npy"
+    if not path.exists():
+        tokenizer = load_tokenizer(corpus.tokenizer_folder)
+        documents = _questions(config, stage, tokenizer)
+        eos_token_id = special_token_id(tokenizer)
+        write_labelled_shard(path, documents, config.olmo_hybrid.vocab_size, eos_token_id)
+    return path
+
+
+def lengths_of(config: LongContextConfig, stage: StageConfig) -> list[int]:
+    """Lengths of a stage's questions: that of pretraining's rows, doubled as often as fits its own."""
+    lengths = [config.pretraining.sequence_length]
+    while 2 * lengths[-1] <= stage.sequence_length:
+        lengths.append(2 * lengths[-1])
+    return lengths
+
+
+def _questions(
+    config: LongContextConfig, stage: StageConfig, tokenizer: Tokenizer
+) -> Iterator[LabelledDocument]:
+    wanted = config.needle_ratio * stage.num_steps * stage.batch_size * stage.sequence_length
+    texts = Texts(read_haystack())
+    end = special_token_id(tokenizer)
+    written = 0
+    for portion in count():
+        for length in lengths_of(config, stage):
+            for task in config.tasks:
+                # Seeds of its own: none of these questions is asked at the end.
+                seed = config.seed + 1 + portion
+                for sample in make_samples(task, tokenizer, length, _PORTION, texts, seed=seed):
+                    prompt = tokenizer.encode(sample.prompt).ids
+                    reply = [*tokenizer.encode(sample.reply).ids, end]
+                    labels = np.arange(len(prompt) + len(reply)) >= len(prompt)
+                    yield LabelledDocument(np.array(prompt + reply), labels)
+                    written += len(labels)
+                    if written >= wanted:
+                        return

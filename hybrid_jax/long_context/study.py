@@ -1,0 +1,206 @@
+"""The study: train, extend, ask. What is done is never done again, so a study that was stopped goes on."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from hybrid_jax.atomic import write_then_rename
+from hybrid_jax.config import ModelConfig
+from hybrid_jax.data.config import DataConfig, SourceConfig
+from hybrid_jax.data.documents import read_texts
+from hybrid_jax.data.token_shards import label_mask_path
+from hybrid_jax.data.tokenizer import load_tokenizer
+from hybrid_jax.differences import differences
+from hybrid_jax.errors import InputError
+from hybrid_jax.evaluation import border_token_id
+from hybrid_jax.evaluation.by_position import PositionScore, bits_by_position
+from hybrid_jax.evaluation.ruler import Cell, Texts, read_haystack, score_task
+from hybrid_jax.evaluation.ruler.report import read_cells, write_cells
+from hybrid_jax.long_context.config import FAMILIES, METHODS, Family, LongContextConfig, Method, StageConfig
+from hybrid_jax.long_context.corpus import Corpus, prepare_corpus, write_needles
+from hybrid_jax.models import CausalLM
+from hybrid_jax.training.run_config import CheckpointConfig, RunConfig
+from hybrid_jax.training.start import StartConfig
+from hybrid_jax.training.trainer import train
+from hybrid_jax.yaml_config import read_yaml, to_mapping, to_yaml
+
+CELLS_NAME, POSITIONS_NAME, CONFIG_NAME = "ruler.jsonl", "positions.json", "config.yaml"
+LABELS = {"olmo_hybrid": "OLMo Hybrid", "olmo3": "OLMo 3", "yarn": "YaRN", "drope": "DRoPE"}
+# A mixture takes from text as often as its share asks; the standard library is small.
+_MAX_REPETITION = 1e6
+
+Say = Callable[[str], None]
+
+
+class Scores(NamedTuple):
+    """What the extended models can do, by name.
+
+    Attributes:
+        cells: RULER's.
+        positions: bits per byte of held-out text by position, for each model.
+    """
+
+    cells: list[Cell]
+    positions: dict[str, list[PositionScore]]
+
+
+def run_study(config: LongContextConfig, say: Say, devices: Sequence[jax.Device] | None = None) -> Scores:
+    """Do what the output folder lacks of the study, on ``devices`` or all there are, and return its scores.
+
+    Raises:
+        InputError: the folder holds another study, or as training and evaluation.
+        OSError: a file cannot be read or written.
+    """
+    _claim_folder(config)
+    corpus = prepare_corpus(config)
+    scores = _read_scores(config.output_folder)
+    for family in FAMILIES:
+        for method in METHODS:
+            name = f"{LABELS[family]}, {LABELS[method]}"
+            if _is_scored(config, scores, name):
+                continue
+            say(f"{name}: training")
+            train(pretraining_run(config, corpus, family), devices)
+            model = train(extension_run(config, corpus, family, method), devices).model
+            say(f"{name}: asking")
+            _score(config, corpus, scores, name, model)
+    return scores
+
+
+def pretraining_run(config: LongContextConfig, corpus: Corpus, family: Family) -> RunConfig:
+    """The first stage of a model."""
+    return _run(config, config.pretraining, corpus, config.pretrained(family), f"{family}/pretraining", None)
+
+
+def extension_run(config: LongContextConfig, corpus: Corpus, family: Family, method: Method) -> RunConfig:
+    """The second stage of a model by one method."""
+    start = StartConfig(
+        path=str(config.output_folder / f"{family}/pretraining"),
+        optimizer_state=True,
+        model_changes=("rope_parameters", "max_position_embeddings"),
+    )
+    return _run(
+        config, config.extension, corpus, config.extended(family, method), f"{family}/{method}", start
+    )
+
+
+def position_edges(config: LongContextConfig) -> list[int]:
+    """Eighths of pretraining's rows, each twice as long as the one before, to the end of extension's."""
+    edges = [0, max(1, config.pretraining.sequence_length // 8)]
+    while edges[-1] < config.extension.sequence_length:
+        edges.append(min(2 * edges[-1], config.extension.sequence_length))
+    return edges
+
+
+def _run(
+    config: LongContextConfig,
+    stage: StageConfig,
+    corpus: Corpus,
+    model: ModelConfig,
+    name: str,
+    start: StartConfig | None,
+) -> RunConfig:
+    needles = write_needles(config, stage, corpus)
+    sources = {
+        "text": SourceConfig(
+            paths=corpus.shards, ratio=1 - config.needle_ratio, max_repetition=_MAX_REPETITION
+        ),
+        "needles": SourceConfig(
+            paths=(str(needles),),
+            label_mask_paths=(str(label_mask_path(needles)),),
+            ratio=config.needle_ratio,
+        ),
+    }
+    return RunConfig(
+        output_folder=config.output_folder / name,
+        num_steps=stage.num_steps,
+        batch_size=stage.batch_size,
+        num_microbatches=stage.num_microbatches,
+        init_seed=config.seed,
+        start_from=start,
+        model=model,
+        data=DataConfig(
+            sources=sources,
+            sequence_length=stage.sequence_length,
+            seed=config.seed,
+            packing="best_fit",
+            long_documents="fragment",
+        ),
+        optimizer=config.optimizer,
+        schedule=stage.schedule,
+        checkpoint=CheckpointConfig(interval=200, keep_last=1),
+    )
+
+
+def _score(config: LongContextConfig, corpus: Corpus, scores: Scores, name: str, model: CausalLM) -> None:
+    """Add to ``scores``, in memory and on disk, what they lack of a model's."""
+    tokenizer = load_tokenizer(corpus.tokenizer_folder)
+    texts = Texts(read_haystack())
+    done = {cell[:-1] for cell in scores.cells}
+    for asked in _asked(config, name):
+        if asked in done:
+            continue
+        _, task, length, num_samples, seed = asked
+        score = score_task(
+            model,
+            tokenizer,
+            task,
+            length,
+            texts,
+            num_samples=num_samples,
+            seed=seed,
+            batch_size=config.eval_batch_size,
+        )
+        scores.cells.append(Cell(*asked, score))
+        write_cells(scores.cells, config.output_folder / CELLS_NAME)
+    if name not in scores.positions:
+        held_out = list(read_texts(corpus.held_out, "text", (".txt", ".py")))
+        scores.positions[name] = bits_by_position(
+            model,
+            tokenizer,
+            held_out,
+            position_edges(config),
+            border_token_id(model.config),
+            batch_size=config.eval_batch_size,
+        )
+        with write_then_rename(config.output_folder / POSITIONS_NAME) as temporary:
+            temporary.write_text(json.dumps(scores.positions) + "\n", encoding="utf-8")
+
+
+def _asked(config: LongContextConfig, name: str) -> Iterator[tuple[str, str, int, int, int]]:
+    """All of a cell but its score."""
+    for length in config.lengths:
+        for task in config.tasks:
+            yield name, task, length, config.num_samples, config.seed
+
+
+def _is_scored(config: LongContextConfig, scores: Scores, name: str) -> bool:
+    done = {cell[:-1] for cell in scores.cells}
+    return name in scores.positions and done.issuperset(_asked(config, name))
+
+
+def _read_scores(folder: Path) -> Scores:
+    cells, positions = folder / CELLS_NAME, folder / POSITIONS_NAME
+    found = json.loads(positions.read_text(encoding="utf-8")) if positions.exists() else {}
+    return Scores(
+        cells=read_cells(cells) if cells.exists() else [],
+        positions={name: [PositionScore(*each) for each in scores] for name, scores in found.items()},
+    )
+
+
+def _claim_folder(config: LongContextConfig) -> None:
+    """Keep the configuration in the folder, and refuse one that holds another study."""
+    path = config.output_folder / CONFIG_NAME
+    if path.exists():
+        wanted, saved = (
+            {**record, "output_folder": None} for record in (to_mapping(config), read_yaml(path))
+        )
+        if found := differences(wanted, saved, "", "the folder"):
+            raise InputError(
+                f"{path}: another study is there, expected the same or another output_folder: {'; '.join(found)}"
+            )
+    with write_then_rename(path) as temporary:
+        temporary.write_text(to_yaml(config), encoding="utf-8")

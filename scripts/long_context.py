@@ -1,0 +1,41 @@
+"""Extension to long text: ``long_context.py configs/long_context/cpu.yaml``.
+
+OLMo Hybrid and its OLMo 3 twin are trained on short rows, each is extended by YaRN and by DRoPE, and the four are asked
+RULER's questions by length and scored on held-out text by position. What is done is skipped, so that the same command
+continues what was stopped; ``--help`` after the file lists every field.
+"""
+
+from rich.console import Console
+from rich.table import Table
+
+from hybrid_jax.cli import run_script
+from hybrid_jax.evaluation.ruler.report import score_table
+from hybrid_jax.long_context.config import LongContextConfig
+from hybrid_jax.long_context.figure import draw
+from hybrid_jax.long_context.study import Scores, run_study
+from hybrid_jax.yaml_config import from_command_line
+
+
+def main() -> None:
+    """Run the study, print both tables, draw the figure, and say where it is."""
+    config = from_command_line(LongContextConfig)
+    console = Console(highlight=False, soft_wrap=True)
+    scores = run_study(config, console.print)
+    console.print(score_table(scores.cells))
+    console.print(position_table(scores))
+    image = config.output_folder / "long_context.png"
+    draw(scores, config.pretraining.sequence_length, image)
+    console.print(f"figure: {image}")
+
+
+def position_table(scores: Scores) -> Table:
+    """A row for each model, a column for each range of positions."""
+    ranges = next(iter(scores.positions.values()))
+    table = Table("bits per byte at", *(f"{each.start:,} to {each.stop:,}" for each in ranges))
+    for name, positions in scores.positions.items():
+        table.add_row(name, *(f"{each.bits_per_byte:.3f}" for each in positions))
+    return table
+
+
+if __name__ == "__main__":
+    run_script(main)

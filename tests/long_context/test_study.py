@@ -1,0 +1,172 @@
+"""The whole study with models of two layers: its stages, its scores, and that nothing is done twice."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from hybrid_jax.config import ModelConfig, Rope, RopeParameters
+from hybrid_jax.data.stdlib_corpus import read_stdlib
+from hybrid_jax.data.token_shards import label_mask_path, open_shard, write_shard
+from hybrid_jax.data.tokenizer import encode_documents, load_tokenizer, save_tokenizer, train_tokenizer
+from hybrid_jax.errors import InputError
+from hybrid_jax.evaluation.ruler import make_samples, read_haystack
+from hybrid_jax.evaluation.ruler.texts import Texts
+from hybrid_jax.long_context import study
+from hybrid_jax.long_context.config import LongContextConfig, StageConfig, TextConfig
+from hybrid_jax.long_context.corpus import lengths_of, prepare_corpus, write_needles
+from hybrid_jax.long_context.figure import draw
+from hybrid_jax.training.schedule import ScheduleConfig
+from hybrid_jax.yaml_config import load
+
+VOCAB_SIZE = 2000
+ROPE = Rope(rope_theta=10_000.0)
+SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "linear_key_head_dim": 4,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
+HYBRID = ModelConfig(
+    **SIZES,
+    layer_types=("linear_attention", "full_attention"),
+    rope_parameters=RopeParameters(full_attention=ROPE),
+)
+OLMO3 = ModelConfig(
+    **SIZES,
+    model_type="olmo3",
+    layer_types=("sliding_attention", "full_attention"),
+    sliding_window=64,
+    rope_parameters=RopeParameters(full_attention=ROPE, sliding_attention=ROPE),
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> LongContextConfig:
+    folder = tmp_path_factory.mktemp("long_context")
+    texts = [file.text for file in read_stdlib() if len(file.text) > 10_000][:8]
+    tokenizer = train_tokenizer([*texts, " ".join(Texts("A.").words)], VOCAB_SIZE)
+    save_tokenizer(tokenizer, folder)
+    write_shard(folder / "text.npy", encode_documents(tokenizer, texts[:6]), VOCAB_SIZE, 0)
+    (folder / "held_out").mkdir()
+    for number, text in enumerate(texts[6:]):
+        (folder / "held_out" / f"{number}.txt").write_text(text)
+    stage = {"num_steps": 2, "batch_size": 2, "schedule": ScheduleConfig(learning_rate=1e-3)}
+    return LongContextConfig(
+        output_folder=folder / "study",
+        olmo_hybrid=HYBRID,
+        olmo3=OLMO3,
+        pretraining=StageConfig(sequence_length=512, **stage),
+        extension=StageConfig(sequence_length=1024, **stage),
+        text=TextConfig(shards=(str(folder / "text.npy"),), tokenizer=folder, held_out=folder / "held_out"),
+        tasks=("fwe",),
+        lengths=(512,),
+        num_samples=1,
+        eval_batch_size=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def scores(config) -> study.Scores:
+    return study.run_study(config, print, jax.devices()[:1])
+
+
+NAMES = ["OLMo Hybrid, YaRN", "OLMo Hybrid, DRoPE", "OLMo 3, YaRN", "OLMo 3, DRoPE"]
+
+
+@pytest.mark.slow
+def test_every_model_is_asked_and_scored(scores, config, tmp_path):
+    assert [(cell.model, cell.length) for cell in scores.cells] == [(name, 512) for name in NAMES]
+    assert list(scores.positions) == NAMES
+    for ranges in scores.positions.values():
+        assert [(each.start, each.stop) for each in ranges] == [
+            (0, 64),
+            (64, 128),
+            (128, 256),
+            (256, 512),
+            (512, 1024),
+        ]
+        assert all(0 < each.bits_per_byte < 20 for each in ranges)
+    draw(scores, 512, tmp_path / "figure.png")
+    assert imread(tmp_path / "figure.png").std() > 0
+
+
+@pytest.mark.slow
+def test_what_is_done_is_not_done_again(scores, config, monkeypatch):
+    monkeypatch.setattr(study, "train", None)
+    assert study.run_study(config, print, jax.devices()[:1]) == scores
+    (config.output_folder / study.POSITIONS_NAME).unlink()
+    with pytest.raises(TypeError):
+        study.run_study(config, print, jax.devices()[:1])
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_study_is_refused(scores, config):
+    with pytest.raises(InputError, match=r"another study is there, .*num_samples: found 2, the folder has 1"):
+        study.run_study(replace(config, num_samples=2), print, jax.devices()[:1])
+
+
+def test_questions_are_learnt_from_their_answers_only(config):
+    corpus = prepare_corpus(config)
+    path = write_needles(config, config.extension, corpus)
+    tokens = open_shard(path, VOCAB_SIZE).read(0, len(open_shard(path, VOCAB_SIZE)))
+    labels = np.fromfile(label_mask_path(path), bool)
+    assert len(tokens) >= 0.5 * 2 * 2 * 1024
+    tokenizer = load_tokenizer(corpus.tokenizer_folder)
+    first = make_samples("fwe", tokenizer, 512, 1, Texts(read_haystack()), seed=1)[0]
+    end = int(np.flatnonzero(tokens == 0)[0]) + 1
+    assert tokenizer.decode(tokens[: end - 1].tolist()) == first.prompt + first.reply
+    assert tokenizer.decode(tokens[:end][labels[:end]].tolist()) == first.reply
+    asked = make_samples("fwe", tokenizer, 512, 1, Texts(read_haystack()), seed=config.seed)[0]
+    assert asked != first
+
+
+def test_lengths_of_questions_double(config):
+    stage = replace(config.extension, sequence_length=5000)
+    assert lengths_of(config, stage) == [512, 1024, 2048, 4096]
+    assert lengths_of(config, config.pretraining) == [512]
+
+
+def test_how_models_are_extended(config):
+    hybrid, olmo3 = (config.extended(family, "yarn").rope_parameters for family in ("olmo_hybrid", "olmo3"))
+    for rope in (hybrid, olmo3):
+        assert rope.full_attention == Rope(
+            rope_type="yarn", rope_theta=10_000.0, factor=2.0, original_max_position_embeddings=512
+        )
+    assert olmo3.sliding_attention == ROPE
+    for family in ("olmo_hybrid", "olmo3"):
+        assert config.extended(family, "drope").rope_parameters == RopeParameters()
+        assert config.extended(family, "drope").max_position_embeddings == 1024
+        assert config.pretrained(family).max_position_embeddings == 512
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"olmo3": HYBRID}, "olmo3.model_type: found olmo_hybrid, expected olmo3"),
+        ({"olmo3": OLMO3.replace(vocab_size=99)}, "olmo3.vocab_size: found 99, expected olmo_hybrid's 2000"),
+        ({"olmo_hybrid": HYBRID.replace(rope_parameters=RopeParameters())}, "expected rotary positions"),
+        ({"tasks": ("fwe", "qa")}, "tasks: found qa, expected some of niah_single_1"),
+        ({"lengths": (512, 2048)}, "lengths: found 2048, expected at most extension.sequence_length 1024"),
+        ({"lengths": ()}, r"lengths: found \[\], expected ascending"),
+        ({"needle_ratio": 1.0}, "needle_ratio: found 1.0, expected between 0 and 1"),
+        ({"num_samples": 0}, "num_samples: found 0, expected at least 1"),
+    ],
+)
+def test_contradictions_are_named(config, changes, message):
+    with pytest.raises(InputError, match=message):
+        replace(config, **changes)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path("configs/long_context").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_settings_in_configs_can_be_read(path):
+    assert load(LongContextConfig, path).extension.sequence_length in (4096, 65536)
