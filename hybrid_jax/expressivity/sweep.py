@@ -7,16 +7,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import groupby, product
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Any
 
 from hybrid_jax.atomic import write_then_rename
-from hybrid_jax.differences import differences
-from hybrid_jax.errors import InputError
+from hybrid_jax.claim import Record, claim_folder
 from hybrid_jax.expressivity.config import SweepConfig
 from hybrid_jax.expressivity.results import RESULTS_NAME, Result, Run, read_results
 from hybrid_jax.expressivity.training import train
-from hybrid_jax.yaml_config import read_yaml, to_mapping, to_yaml
+from hybrid_jax.yaml_config import to_mapping
 
 CONFIG_NAME = "config.yaml"
 # What may change between two starts in one folder: which runs there are, and where; not what a run is.
@@ -93,19 +90,14 @@ def _share(sweep: SweepConfig, runs: Iterable[Run], add: Report) -> None:
 
 def _claim_folder(sweep: SweepConfig) -> None:
     """Keep the configuration beside the results, and refuse to add to those of another."""
-    path = sweep.output_folder / CONFIG_NAME
-    if path.exists():
-        found = differences(_deciding(to_mapping(sweep)), _deciding(read_yaml(path)), "", "the folder")
-        if found:
-            raise InputError(
-                f"{path}: results there are of another configuration, expected the same or another output_folder: "
-                + "; ".join(found)
-            )
-    with write_then_rename(path) as temporary:
-        Path(temporary).write_text(to_yaml(sweep), encoding="utf-8")
+    claim_folder(
+        sweep.output_folder / CONFIG_NAME,
+        to_mapping(sweep),
+        lambda found, saved: (_deciding(found), _deciding(saved)),
+    )
 
 
-def _deciding(record: dict[str, Any]) -> dict[str, Any]:
+def _deciding(record: Record) -> Record:
     """What decides a run's result."""
     tasks = {
         name: {key: value for key, value in config.items() if key not in _FREE_OF_TASKS}

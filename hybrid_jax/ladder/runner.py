@@ -1,18 +1,16 @@
 """Train and evaluate what a ladder's results lack; whenever it is stopped, it goes on from there."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import jax
 
-from hybrid_jax.atomic import write_then_rename
 from hybrid_jax.checkpoints import load_orbax
 from hybrid_jax.checkpoints.orbax_io import RUN_CHECKPOINTS
+from hybrid_jax.claim import Record, claim_folder
 from hybrid_jax.data.pipeline import describe_shards
 from hybrid_jax.data.prepare import prepare_stdlib_corpus
 from hybrid_jax.data.tokenizer import load_tokenizer
@@ -28,7 +26,7 @@ from hybrid_jax.training.trainer import train
 from hybrid_jax.yaml_config import to_mapping
 
 RESULTS_NAME = "ladder.jsonl"
-RECORD_NAME = "ladder.json"
+RECORD_NAME = "ladder.yaml"
 # What may change between two starts in one folder: which runs there are and how they are computed, not what they are.
 _FREE = ("output_folder", "architectures", "checkpoint", "logging", "mesh")
 
@@ -117,32 +115,19 @@ def _read_held_out(config: LadderConfig) -> HeldOut:
 
 def _claim_folder(config: LadderConfig) -> None:
     """Keep beside the results what decides them, and refuse to add to those of something else."""
-    path = config.output_folder / RECORD_NAME
     record = {
         "config": to_mapping(config),
         "shards": {name: describe_shards(source) for name, source in config.data.sources.items()},
     }
-    if path.exists():
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            found = differences(*_deciding(record, saved), "", "the folder")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{path}: found no record of a ladder, expected 'config' and 'shards'") from None
-        if found:
-            raise InputError(
-                f"{path}: results there are of another ladder, expected the same or another output_folder: "
-                + "; ".join(found)
-            )
-    with write_then_rename(path) as temporary:
-        Path(temporary).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    claim_folder(config.output_folder / RECORD_NAME, record, _deciding)
 
 
-def _deciding(found: dict[str, Any], saved: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _deciding(found: Record, saved: Record) -> tuple[Record, Record]:
     """Of two records, what must agree: sizes that both have, and horizons as far as the saved ones go."""
     num_horizons = len(saved["config"]["horizons"])
     sizes = found["config"]["sizes"].keys() & saved["config"]["sizes"].keys()
 
-    def deciding(record: dict[str, Any]) -> dict[str, Any]:
+    def deciding(record: Record) -> Record:
         config = {name: value for name, value in record["config"].items() if name not in _FREE}
         return {
             **config,

@@ -8,13 +8,12 @@ from typing import NamedTuple
 import jax
 
 from hybrid_jax.atomic import write_then_rename
+from hybrid_jax.claim import claim_folder
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.data.config import DataConfig, SourceConfig
 from hybrid_jax.data.documents import read_texts
 from hybrid_jax.data.token_shards import label_mask_path
 from hybrid_jax.data.tokenizer import load_tokenizer
-from hybrid_jax.differences import differences
-from hybrid_jax.errors import InputError
 from hybrid_jax.evaluation import border_token_id
 from hybrid_jax.evaluation.by_position import PositionScore, bits_by_position
 from hybrid_jax.evaluation.ruler import Cell, Texts, read_haystack, score_task
@@ -25,7 +24,7 @@ from hybrid_jax.models import CausalLM
 from hybrid_jax.training.run_config import CheckpointConfig, RunConfig
 from hybrid_jax.training.start import StartConfig
 from hybrid_jax.training.trainer import train
-from hybrid_jax.yaml_config import read_yaml, to_mapping, to_yaml
+from hybrid_jax.yaml_config import to_mapping
 
 CELLS_NAME, POSITIONS_NAME, CONFIG_NAME = "ruler.jsonl", "positions.json", "config.yaml"
 LABELS = {"olmo_hybrid": "OLMo Hybrid", "olmo3": "OLMo 3", "yarn": "YaRN", "drope": "DRoPE"}
@@ -193,14 +192,8 @@ def _read_scores(folder: Path) -> Scores:
 
 def _claim_folder(config: LongContextConfig) -> None:
     """Keep the configuration in the folder, and refuse one that holds another study."""
-    path = config.output_folder / CONFIG_NAME
-    if path.exists():
-        wanted, saved = (
-            {**record, "output_folder": None} for record in (to_mapping(config), read_yaml(path))
-        )
-        if found := differences(wanted, saved, "", "the folder"):
-            raise InputError(
-                f"{path}: another study is there, expected the same or another output_folder: {'; '.join(found)}"
-            )
-    with write_then_rename(path) as temporary:
-        temporary.write_text(to_yaml(config), encoding="utf-8")
+    claim_folder(
+        config.output_folder / CONFIG_NAME,
+        {name: value for name, value in to_mapping(config).items() if name != "output_folder"},
+        lambda found, saved: (found, saved),
+    )

@@ -125,7 +125,9 @@ def test_sizes_architectures_and_later_horizons_may_be_added(tmp_path, trained):
 def test_results_of_another_ladder_are_refused(tmp_path, trained, changes, message):
     config = small_ladder(tmp_path, architectures=("olmo3",), sizes={"a": small_size(8)})
     points = run_to_the_end(config)
-    with pytest.raises(InputError, match=rf"ladder\.json: results there are of another ladder.*{message}"):
+    with pytest.raises(
+        InputError, match=rf"ladder\.yaml: results there are made from something else.*{message}"
+    ):
         run(replace(config, **changes))
     assert run(config) == points
 
@@ -165,8 +167,8 @@ def test_a_damaged_record_is_named(tmp_path, trained):
     config = small_ladder(tmp_path)
     config.output_folder.mkdir()
     for content in ("{", "[]", json.dumps({"config": 3})):
-        (config.output_folder / "ladder.json").write_text(content)
-        with pytest.raises(InputError, match=r"ladder\.json: found no record of a ladder"):
+        (config.output_folder / "ladder.yaml").write_text(content)
+        with pytest.raises(InputError, match=r"ladder\.yaml:.* expected"):
             run(config)
 
 

@@ -109,7 +109,10 @@ def test_what_is_done_is_not_done_again(scores, config, monkeypatch):
 
 @pytest.mark.slow
 def test_a_folder_of_another_study_is_refused(scores, config):
-    with pytest.raises(InputError, match=r"another study is there, .*num_samples: found 2, the folder has 1"):
+    with pytest.raises(
+        InputError,
+        match=r"made from something else, .*num_samples: found 2, the folder has 1",
+    ):
         study.run_study(replace(config, num_samples=2), print, jax.devices()[:1])
 
 
