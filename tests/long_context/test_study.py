@@ -1,4 +1,4 @@
-"""The whole study with models of two layers: its stages, its scores, and that nothing is done twice."""
+"""The whole study with models of one and two layers: its stages, its scores, and that nothing is done twice."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,6 @@ SIZES = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 16,
     "intermediate_size": 16,
-    "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "linear_key_head_dim": 4,
     "eos_token_id": 0,
@@ -36,15 +35,16 @@ SIZES = {
 }
 HYBRID = ModelConfig(
     **SIZES,
+    num_hidden_layers=2,
     layer_types=("linear_attention", "full_attention"),
     rope_parameters=RopeParameters(full_attention=ROPE),
 )
 OLMO3 = ModelConfig(
     **SIZES,
+    num_hidden_layers=1,
     model_type="olmo3",
-    layer_types=("sliding_attention", "full_attention"),
-    sliding_window=64,
-    rope_parameters=RopeParameters(full_attention=ROPE, sliding_attention=ROPE),
+    layer_types=("full_attention",),
+    rope_parameters=RopeParameters(full_attention=ROPE),
 )
 
 
@@ -138,6 +138,9 @@ def test_lengths_of_questions_double(config):
 
 
 def test_how_models_are_extended(config):
+    windowed = {"num_hidden_layers": 2, "layer_types": ("sliding_attention", "full_attention")}
+    both = RopeParameters(full_attention=ROPE, sliding_attention=ROPE)
+    config = replace(config, olmo3=OLMO3.replace(**windowed, sliding_window=64, rope_parameters=both))
     hybrid, olmo3 = (config.extended(family, "yarn").rope_parameters for family in ("olmo_hybrid", "olmo3"))
     for rope in (hybrid, olmo3):
         assert rope.full_attention == Rope(

@@ -14,7 +14,7 @@ from hybrid_jax.yaml_config import load
 
 FOLDER = Path(__file__).parents[2] / "configs"
 # Of several runs each, and tested with what makes runs of them.
-OTHERS = ("expressivity", "scaling")
+OTHERS = ("expressivity", "long_context", "scaling")
 CONFIGS = sorted(path for path in FOLDER.rglob("*.yaml") if path.relative_to(FOLDER).parts[0] not in OTHERS)
 
 
