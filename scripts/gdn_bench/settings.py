@@ -56,7 +56,7 @@ class Settings:
     @property
     def decode_dims(self) -> list[tuple[int, int]]:
         """K and V of decoding that is checked."""
-        return [(8, 64)] if self.interpret else [(64, 64), (72, 128), (256, 256), *self.tuned_dims]
+        return [(8, 64)] if self.interpret else [(64, 64), (72, 72), (256, 256), *self.tuned_dims]
 
     @property
     def checked(self) -> tuple[int, int]:
