@@ -3,16 +3,18 @@
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.gated_delta_rule.chunked import chunked_gated_delta_rule
 from pallas_kernels.gated_delta_rule.recurrent import recurrent_gated_delta_rule
 
 _log = logging.getLogger(__name__)
+_config: Any = jax.config  # whose fields type checkers do not know
 
 XLA, KERNELS = "xla", "mosaic_gpu"
 _NAMES = (KERNELS, XLA)
@@ -29,11 +31,11 @@ def choose_chunked(name: str | None, q: jax.Array, k: jax.Array, v: jax.Array, c
     Raises:
         ValueError: there is none of that name, or it does not serve.
     """
-    refusal = gpu_refusal() or _arrays_refusal(q, k, v) or _sharding_refusal(q, k, v)
+    refusal = _common_refusal(q, k, v)
     if refusal is None and chunk_size != 64:
         refusal = f"chunk_size is {chunk_size}, expected 64"
     if _choose("chunk_gated_delta_rule", name, refusal) == XLA:
-        return chunked_gated_delta_rule
+        return _over_shards(chunked_gated_delta_rule)
     # Late, as there are versions of jax that the kernels cannot be imported with.
     from pallas_kernels.gated_delta_rule.fused import fused_gated_delta_rule
 
@@ -42,7 +44,7 @@ def choose_chunked(name: str | None, q: jax.Array, k: jax.Array, v: jax.Array, c
 
 def choose_recurrent(name: str | None, q: jax.Array, k: jax.Array, v: jax.Array) -> Rule:
     """As `choose_chunked`, for one token after the other."""
-    refusal = gpu_refusal() or _arrays_refusal(q, k, v) or _sharding_refusal(q, k, v)
+    refusal = _common_refusal(q, k, v)
     if refusal is None and q.shape[1] != 1:
         refusal = f"q has {q.shape[1]} tokens, expected one"
     if refusal is None and v.shape[3] % 64:
@@ -52,7 +54,7 @@ def choose_recurrent(name: str | None, q: jax.Array, k: jax.Array, v: jax.Array)
             "the arrays differ between devices inside shard_map, which a state updated in place must not say"
         )
     if _choose("recurrent_gated_delta_rule", name, refusal) == XLA:
-        return recurrent_gated_delta_rule
+        return _over_shards(recurrent_gated_delta_rule)
     from pallas_kernels.gated_delta_rule.fused import fused_decode_step
 
     return _over_shards(fused_decode_step)
@@ -89,7 +91,26 @@ def gpu_refusal() -> str | None:
     return None
 
 
+def _common_refusal(q: jax.Array, k: jax.Array, v: jax.Array) -> str | None:
+    """Why no kernel serves these arrays here, None if one may."""
+    return gpu_refusal() or _placement_refusal(v) or _arrays_refusal(q, k, v) or _sharding_refusal(q, k, v)
+
+
+def _placement_refusal(x: jax.Array) -> str | None:
+    """Arrays of another device than the default one, where that can be known: under jit, from their mesh only."""
+    if jax.default_backend() != "gpu":
+        return None
+    device: Any = jax.typeof(x).sharding.mesh.abstract_device
+    if not isinstance(x, jax.core.Tracer):
+        (device, *_) = x.devices()
+    device = device or _config.jax_default_device
+    platform = getattr(device, "platform", device)
+    return "the arrays lie on the CPU, expected a GPU" if platform == "cpu" else None
+
+
 def _arrays_refusal(q: jax.Array, k: jax.Array, v: jax.Array) -> str | None:
+    if _config.jax_enable_x64:  # gates may be of 64 bits then, and indices are
+        return "jax_enable_x64 is on, expected off"
     for name, x in {"q": q, "k": k, "v": v}.items():
         if x.dtype != jnp.bfloat16:
             return f"{name} is {x.dtype}, expected bfloat16"
@@ -100,12 +121,14 @@ def _arrays_refusal(q: jax.Array, k: jax.Array, v: jax.Array) -> str | None:
 
 
 def _sharding_refusal(q: jax.Array, k: jax.Array, v: jax.Array) -> str | None:
-    mesh = jax.sharding.get_abstract_mesh()
-    auto = [
-        name
+    # Under jit, arrays know their mesh even where none is set.
+    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in (q, k, v))]
+    auto = {
+        name: None
+        for mesh in meshes
         for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
         if kind == AxisType.Auto and mesh.shape[name] > 1
-    ]
+    }
     if auto:
         return (
             f"mesh axes {', '.join(auto)} are left to the compiler, which cannot split a kernel: expected shard_map "
@@ -124,7 +147,7 @@ def _spec(x: jax.Array) -> P:
 
 
 def _over_shards(run: Rule) -> Rule:
-    """``run`` on each device's rows and heads, where an Explicit mesh splits them."""
+    """``run`` on each device's rows and heads, where an Explicit mesh splits the values' so."""
 
     def sharded(
         q: jax.Array,
@@ -138,13 +161,18 @@ def _over_shards(run: Rule) -> Rule:
         rows, _, heads, _ = _spec(v)
         if rows is None and heads is None:
             return run(q, k, v, g, beta, state, *options)
+        mesh = jax.typeof(v).sharding.mesh
         tokens, states = P(rows, None, heads), P(rows, heads)
+        in_specs = (*[tokens] * 5, states)
         split = jax.shard_map(
             lambda *arrays: run(*arrays, *options),
-            in_specs=(*[tokens] * 5, states),
+            mesh=mesh,
+            in_specs=in_specs,
             out_specs=(tokens, states),
             check_vma=False,
         )
-        return split(q, k, v, g, beta, state)
+        # A state that was left out is nowhere yet, and gates need not lie as values do.
+        shardings = [NamedSharding(mesh, spec) for spec in in_specs]
+        return split(*map(jax.reshard, (q, k, v, g, beta, state), shardings))
 
     return sharded

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.gated_delta_rule import chunk_gated_delta_rule
@@ -73,3 +73,26 @@ def test_shards_over_rows_and_heads():
     expected = run(chunk_gated_delta_rule, inputs, segment_ids)
     for name in NAMES:
         assert relative_error(found[name], expected[name]) <= tolerances.FLOAT32_REORDERED, name
+
+
+def test_splits_itself_over_explicit_axes():
+    """Rows and heads where the values lie; the other arrays wherever they are, the state nowhere if it is left out."""
+    inputs, segment_ids = packed_inputs(PACKINGS["padding everywhere"])
+    mesh = jax.make_mesh((2, 2, 2), ("data", "model", "other"), axis_types=(AxisType.Explicit,) * 3)
+
+    def put(x, *spec):
+        return jax.device_put(x, NamedSharding(mesh, P(*spec)))
+
+    arrays, (d_o, d_state) = inputs
+    spread = {name: put(x, "data", None, "model" if name in "qkv" else None) for name, x in arrays.items()}
+    cotangents = put(d_o, "data", None, "model"), put(d_state, "data", "model")
+    found = run(chunk_gated_delta_rule, (spread, cotangents), put(segment_ids, "data"))
+    expected = run(chunk_gated_delta_rule, inputs, segment_ids)
+    for name in NAMES:
+        assert relative_error(found[name], expected[name]) <= tolerances.FLOAT32_REORDERED, name
+
+    empty = {**arrays, "initial_state": np.zeros_like(arrays["initial_state"])}
+    del spread["initial_state"]
+    op = jax.jit(chunk_gated_delta_rule)
+    for x, y in zip(op(**spread), op(**empty), strict=True):
+        assert relative_error(x, y) <= tolerances.FLOAT32_REORDERED

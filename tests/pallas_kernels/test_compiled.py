@@ -33,6 +33,7 @@ from pallas_kernels.gated_delta_rule import chunk_gated_delta_rule, dispatch, re
 dispatch.gpu_refusal = lambda: None
 mesh = Mesh(np.array(described_devices(gpu_kind("h200"), 4)).reshape(2, 2), ("rows", "heads"))
 explicit = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Explicit,) * 2)
+one_device = Mesh(mesh.devices[:1, :1], mesh.axis_names)
 TOKENS, STATES = P("rows", None, "heads"), P("rows", "heads")
 FORWARD, BACKWARD = 2, 2
 op = functools.partial(chunk_gated_delta_rule, use_qk_l2norm=True)
@@ -64,7 +65,16 @@ sharded = jax.shard_map(gradient(op), mesh=mesh, in_specs=(*[TOKENS] * 5, STATES
 check("shard_map", sharded, arrays(mesh), FORWARD + BACKWARD, split=True)
 with jax.set_mesh(explicit):
     check("Explicit axes", gradient(op), arrays(explicit), FORWARD + BACKWARD, split=True)
-one = arrays(mesh, tokens=P(), states=P())
+q, k, v, g, beta, state = arrays(explicit)
+whole_gates = arrays(explicit, tokens=P())[3]
+check("Explicit axes, gates that lie otherwise", op, (q, k, v, whole_gates, beta), FORWARD, split=True)
+documents = jax.ShapeDtypeStruct((4, 128), jnp.int32, sharding=NamedSharding(explicit, P("rows")))
+packed = lambda *xs: op(*xs[:5], segment_ids=xs[5])
+check("Explicit axes, documents and no state", packed, (q, k, v, g, beta, documents), FORWARD, split=True)
+check("Auto axes, which only the arrays know", gradient(op), arrays(mesh), 0)
+with jax.set_mesh(mesh):
+    check("Auto axes, set", gradient(op), arrays(mesh), 0)
+one = arrays(one_device, tokens=P(), states=P())
 remat = gradient(jax.checkpoint(op))
 check("remat", remat, one, 2 * FORWARD + BACKWARD)
 
@@ -77,7 +87,7 @@ check("scan of remat", jax.grad(layers, argnums=2), one, 2 * FORWARD + BACKWARD)
 rows = lambda rule: jax.vmap(lambda *xs: gradient(rule)(*(x[None] for x in xs)))
 check("vmap", rows(op), one, FORWARD + BACKWARD)
 decode = jax.jit(lambda *xs: recurrent_gated_delta_rule(*xs[:5], initial_state=xs[5]), donate_argnums=5)
-text = decode.lower(*arrays(mesh, length=1, tokens=P(), states=P())).compile().as_text()
+text = decode.lower(*arrays(one_device, length=1, tokens=P(), states=P())).compile().as_text()
 copies = [line for line in text.splitlines() if re.search(r"= f32\\[4,4,96,192\\]\\S* copy\\(", line)]
 assert not copies and "mosaic_gpu" in text, text
 """
