@@ -109,11 +109,15 @@ def _recurrence(
     if spread:
         spread_rule = prefix_rule if layer.context_parallel == "prefix" else heads_rule
         return spread_rule(q, k, v, g, beta, tokens), None
+    rule = recurrent_gated_delta_rule if length == 1 else chunk_gated_delta_rule
     state = None
     if cache is not None:
         # The op gives its initial state to the row's first document: it must be the one left open.
-        state = jnp.where(tokens.open_is_first[:, None, None, None], cache.state, 0.0)
-    rule = recurrent_gated_delta_rule if length == 1 else chunk_gated_delta_rule
+        goes_on = tokens.open_is_first[:, None, None]
+        if length == 1:  # the state is not touched before the op, which can then write to it in place
+            g, state = jnp.where(goes_on, g, -jnp.inf), cache.state
+        else:
+            state = jnp.where(goes_on[..., None], cache.state, 0.0)
     o, state = rule(q, k, v, g, beta, initial_state=state, segment_ids=tokens.documents, use_qk_l2norm=True)
     return o, LinearCache(q_tail=q_tail, k_tail=k_tail, v_tail=v_tail, state=state)
 

@@ -26,7 +26,8 @@ def recurrent_gated_delta_rule(
     def step(state: jax.Array, token: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         qt, kt, vt, gt, bt = (x.astype(dtype) for x in token)
         qt, kt = to_value_heads(qt * scale, num_heads), to_value_heads(kt, num_heads)
-        state = jnp.exp(gt)[..., None, None] * state
+        decay = jnp.exp(gt)[..., None, None]
+        state = jnp.where(decay > 0, decay * state, 0)  # what is forgotten may have been infinite
         write = bt[..., None] * (vt - einsum("bnkv,bnk->bnv", state, kt))
         state = state + kt[..., :, None] * write[..., None, :]
         return state, einsum("bnkv,bnk->bnv", state, qt).astype(v.dtype)

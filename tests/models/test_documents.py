@@ -72,6 +72,19 @@ def test_documents_go_on_or_end_across_a_cache(model, input_ids, in_place):
     assert relative_error(second[1], alone(model, input_ids[1, 20:])) < TOLERANCE
 
 
+def test_one_token_goes_on_or_begins_anew_whatever_was_before(model, input_ids):
+    """As in decoding; nothing of a document that has ended is left, not even what is no number."""
+    first = model(input_ids[:, :20], segment_ids=np.full((2, 20), 7))
+
+    def spoil_second_row(path, x):
+        return x.at[..., 1, :, :, :].set(jnp.nan) if path[-1] == jax.tree_util.GetAttrKey("state") else x
+
+    cache = jax.tree_util.tree_map_with_path(spoil_second_row, first.cache)
+    second = model(input_ids[:, 20:21], segment_ids=np.array([[7], [9]]), cache=cache).logits
+    assert relative_error(second[0], alone(model, input_ids[0, :21])[20:]) < TOLERANCE
+    assert relative_error(second[1], alone(model, input_ids[1, 20:21])) < TOLERANCE
+
+
 @pytest.mark.parametrize("left", [True, False], ids=["left-padded", "right-padded"])
 @pytest.mark.parametrize("in_place", [True, False], ids=["in place", "growing"])
 def test_padded_prompts_continue_as_if_alone(model, input_ids, left, in_place):

@@ -161,6 +161,24 @@ def test_decode_is_the_recurrence(heads, dims):
     assert relative_error(state, expected_state) <= tolerances.FLOAT32_REORDERED
 
 
+def test_decode_forgets_what_it_is_told_to_and_passes_over_padding():
+    low, _ = bfloat16_inputs(make_inputs(batch=2, length=1, heads=(1, 2), dims=(32, 64)))
+    before = low[0]["initial_state"]
+    forgotten = low[0] | {"g": low[0]["g"].at[0, :, 1].set(-jnp.inf)}
+    padded = jnp.array([[3], [0]])
+    (o, state), (expected_o, expected_state) = (
+        recurrent_gated_delta_rule(**inputs, segment_ids=padded, implementation=name)
+        for name, inputs in {
+            "mosaic_gpu": forgotten | {"initial_state": before.at[0, 1].set(jnp.inf)},
+            "xla": forgotten | {"initial_state": before.at[0, 1].set(0)},
+        }.items()
+    )
+    assert relative_error(o, expected_o) <= tolerances.BFLOAT16
+    assert relative_error(state, expected_state) <= tolerances.FLOAT32_REORDERED
+    np.testing.assert_array_equal(state[1], before[1])
+    assert not o[1].any()
+
+
 def test_decode_can_be_differentiated():
     low, _ = bfloat16_inputs(make_inputs(batch=1, length=1, heads=(1, 1), dims=(8, 64)))
     found, expected = (

@@ -84,7 +84,8 @@ def _body(
         return lax.broadcast_in_dim(load(memory, _COLUMNS), (VALUE_TILE, key_dim), (1,))
 
     state = load(state_memory.at[row, head, :, values].transpose((1, 0)), _MATRIX)
-    state *= jnp.exp(g_memory[row, head])
+    decay = jnp.exp(g_memory[row, head])
+    state = jnp.where(decay > 0, state * decay, 0.0)  # what is forgotten may have been infinite
     k = columns(k_memory.at[row, key_head])
     u = load(v_memory.at[row, head, values], _ROWS) - (state * k).sum(axis=1)
     u *= beta_memory[row, head]
