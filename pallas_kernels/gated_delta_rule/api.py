@@ -42,8 +42,8 @@ def chunk_gated_delta_rule(
         use_qk_l2norm: Bring q and k to unit length first, x / sqrt(sum x^2 + 1e-6), in float32.
         chunk_size: Tokens per chunk: 16, 32, 64 or 128. Changes speed and memory, not the result.
         implementation: "mosaic_gpu", the kernels for Hopper GPUs; "xla", plain JAX for everything; None takes the
-            kernels where they serve, that is bfloat16 q, k and v with K and V multiples of 8 up to 256, chunks of 64
-            tokens and jax 0.11 or newer. Which and why is logged once.
+            kernels where they serve, that is bfloat16 q, k and v with K a multiple of 8 up to 256 and V one up to 512,
+            chunks of 64 tokens and jax 0.11 or newer. Which and why is logged once.
 
     Returns:
         The output in v's dtype, and the float32 state after the last token, that of the row's last document.

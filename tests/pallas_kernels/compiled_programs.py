@@ -18,7 +18,7 @@ from hybrid_jax.config import ModelConfig
 from hybrid_jax.gpus import gpu_kind
 from hybrid_jax.models import init_cache
 from hybrid_jax.models.gated_delta_net import GatedDeltaNet
-from hybrid_jax.models.tokens import describe_tokens
+from hybrid_jax.models.tokens import describe_part, describe_tokens
 from hybrid_jax.planning.target import described_devices, use_described_gpus
 from pallas_kernels.gated_delta_rule import chunk_gated_delta_rule, dispatch, recurrent_gated_delta_rule
 
@@ -26,6 +26,7 @@ TOKENS, STATES = P("rows", None, "heads"), P("rows", "heads")
 # Kernels of each pass.
 FORWARD, BACKWARD, DECODE = 2, 2, 1
 
+CONFIG = ModelConfig.preset("tiny", dtype="bfloat16", linear_key_head_dim=96, linear_value_head_dim=192)
 op = functools.partial(chunk_gated_delta_rule, use_qk_l2norm=True)
 
 
@@ -39,6 +40,7 @@ def main():
     transformations(one_device)
     decoding(one_device)
     layer(one_device)
+    spread_layer(Mesh(devices[0], ("context",)))
 
 
 def arrays(length=128, tokens=None, states=None):
@@ -163,34 +165,56 @@ def untouched_but_by_kernels(name, lowered, state, num_kernels):
     assert not others, f"{name}: {others}"
 
 
+def placed(sharding, *tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def new_layer():
+    return jax.eval_shape(lambda: GatedDeltaNet(CONFIG, rngs=nnx.Rngs(0)))
+
+
+def tokens_of(length):
+    """Activations and documents."""
+    activations = jax.ShapeDtypeStruct((4, length, CONFIG.hidden_size), jnp.bfloat16)
+    return activations, jax.ShapeDtypeStruct((4, length), jnp.int32)
+
+
 def layer(one_device):
-    config = ModelConfig.preset("tiny", dtype="bfloat16", linear_key_head_dim=96, linear_value_head_dim=192)
-    module = jax.eval_shape(lambda: GatedDeltaNet(config, rngs=nnx.Rngs(0)))
-    cache = jax.eval_shape(lambda: init_cache(config, 4, 64, 1))
+    module = new_layer()
+    cache = jax.eval_shape(lambda: init_cache(CONFIG, 4, 64, 1))
     one_layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), cache.layers[0][0])
-
-    def placed(*tree):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), tree)
-
-    def tokens_of(length):
-        activations = jax.ShapeDtypeStruct((4, length, config.hidden_size), jnp.bfloat16)
-        return activations, jax.ShapeDtypeStruct((4, length), jnp.int32)
 
     def loss(module, x, segment_ids):
         tokens, _ = describe_tokens(segment_ids.shape, segment_ids, None, None)
         return module(x, tokens, None)[0].astype(jnp.float32).sum()
 
     # What the layer's remat keeps spares it a second forward pass.
-    check("training a layer", jax.grad(loss), placed(module, *tokens_of(128)), FORWARD + BACKWARD)
+    check("training a layer", jax.grad(loss), placed(one_device, module, *tokens_of(128)), FORWARD + BACKWARD)
 
     def step(module, x, segment_ids, cache):
         tokens, row = describe_tokens(segment_ids.shape, segment_ids, None, cache)
         y, new = module(x, tokens, cache.layers)
         return y, replace(cache, layers=new, **row)
 
-    arguments = placed(module, *tokens_of(1), replace(cache, layers=one_layer))
+    arguments = placed(one_device, module, *tokens_of(1), replace(cache, layers=one_layer))
     lowered = jax.jit(step, donate_argnums=3).lower(*arguments)
     untouched_but_by_kernels("a layer's decoding", lowered, "f32[4,4,96,192]", num_kernels=1)
+
+
+def spread_layer(mesh):
+    """Context parallelism: V grows by K, as each part of a row also computes what it makes of any state."""
+
+    def loss(module, x, segment_ids):
+        tokens = describe_part(segment_ids, None, "context")
+        return jax.lax.psum(module(x, tokens, None)[0].astype(jnp.float32).sum(), "context")
+
+    parts = P(None, "context")
+    split = jax.shard_map(loss, mesh=mesh, in_specs=(P(), parts, parts), out_specs=P())
+    arguments = (
+        *placed(NamedSharding(mesh, P()), new_layer()),
+        *placed(NamedSharding(mesh, parts), *tokens_of(256)),
+    )
+    check("training a layer with its rows spread", jax.grad(split), arguments, FORWARD + BACKWARD)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What every implementation of the gated delta rule must do: subclass, name the op, and pytest runs the lot.
 
 Inputs are float32, the reference is the float64 recurrence of `reference.py` on the same numbers, and gradients are
-those of all six differentiable inputs for random cotangents of both outputs.
+those of all six differentiable inputs for random cotangents of both outputs. What takes other inputs than float32
+subclasses the invariances, and compares with the reference as exactly as it can.
 """
 
 import functools
@@ -54,10 +55,89 @@ def run(op, inputs, segment_ids=None, **options):
     return dict(zip(NAMES, map(np.asarray, results), strict=True))
 
 
-class GatedDeltaRuleConformance:
-    """Subclass with `op` a staticmethod of the public signature."""
+class GatedDeltaRuleInvariances:
+    """What an implementation must make of the same numbers given otherwise, however exact it is.
+
+    Subclass with `op` a staticmethod of the public signature; `GatedDeltaRuleConformance` has the rest.
+    """
 
     op = None
+    lengths = (64, 1, 65)  # of documents
+    remat = True
+    reordered, rescheduled = tolerances.FLOAT32_REORDERED, tolerances.FLOAT32_RESCHEDULED
+
+    def inputs(self, length):
+        """Two rows of arrays and cotangents as the op takes them."""
+        return make_inputs(length=length)
+
+    def test_packed_equals_documents_run_alone(self):
+        lengths = self.lengths
+        arrays, cotangents = self.inputs(sum(lengths))
+        arrays = {**arrays, "initial_state": 0 * arrays["initial_state"]}
+        segment_ids = np.tile(np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths), (2, 1))
+        packed = run(self.op, (arrays, (cotangents[0], 0 * cotangents[1])), segment_ids)
+        start = 0
+        for length in lengths:
+            tokens = slice(start, start + length)
+            document = {name: x if "state" in name else x[:, tokens] for name, x in arrays.items()}
+            alone = run(self.op, (document, (cotangents[0][:, tokens], 0 * cotangents[1])))
+            for output in NAMES:
+                if "state" not in output:
+                    error = relative_error(packed[output][:, tokens], alone[output])
+                    assert error <= self.reordered, f"{output} of {tokens} is off by {error:.1e}"
+            start += length
+        assert relative_error(packed["final_state"], alone["final_state"]) <= self.reordered
+
+    def test_split_in_two_with_the_state_carried(self):
+        arrays, (d_o, d_state) = self.inputs(130)
+        whole = run(self.op, (arrays, (d_o, d_state)))
+        head = {name: x if "state" in name else x[:, :65] for name, x in arrays.items()}
+        tail = {name: x if "state" in name else x[:, 65:] for name, x in arrays.items()}
+        tail["initial_state"] = run(self.op, (head, (d_o[:, :65], d_state)))["final_state"]
+        after = run(self.op, (tail, (d_o[:, 65:], d_state)))
+        before = run(self.op, (head, (d_o[:, :65], after["d_initial_state"])))
+        for name in NAMES:
+            joined = np.concatenate([before[name], after[name]], axis=1)
+            if "state" in name:
+                joined = (before if name == "d_initial_state" else after)[name]
+            assert relative_error(joined, whole[name]) <= self.reordered, name
+
+    def test_vmap_scan_and_remat_change_nothing(self):
+        arrays, cotangents = self.inputs(24)
+        arrays = tuple(arrays[name] for name in reference.DIFFERENTIABLE)
+        cotangents = tuple(map(jnp.asarray, cotangents))
+
+        def row(*xs):
+            o, state = call(self.op, [x[None] for x in xs], None, {})
+            return o[0], state[0]
+
+        def rows_in_turn(*xs):
+            return jax.lax.scan(lambda _, x: (None, row(*x)), None, xs)[1]
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def outputs_and_gradients(function, *xs):
+            outputs, pullback = jax.vjp(function, *xs)
+            return *outputs, *pullback((cotangents[0].astype(outputs[0].dtype), cotangents[1]))
+
+        def batch(*xs):
+            return call(self.op, xs, None, {})
+
+        expected = outputs_and_gradients(batch, *arrays)
+        rematted = [jax.checkpoint(batch)] if self.remat else []
+        for changed in (jax.vmap(row), rows_in_turn, *rematted):
+            for name, x, y in zip(NAMES, outputs_and_gradients(changed, *arrays), expected, strict=True):
+                assert relative_error(x, y) <= self.rescheduled, name
+
+    def test_jit_changes_nothing(self):
+        arrays, _ = self.inputs(3)
+        arrays = [jnp.asarray(arrays[name]) for name in reference.DIFFERENTIABLE]
+        jitted = jax.jit(lambda *xs: call(self.op, xs, None, {}))(*arrays)
+        for x, y in zip(call(self.op, arrays, None, {}), jitted, strict=True):
+            assert relative_error(x, y) <= self.rescheduled
+
+
+class GatedDeltaRuleConformance(GatedDeltaRuleInvariances):
+    """Beside those, the reference's outputs and gradients from float32, on ordinary inputs and hard ones."""
 
     def check(self, inputs, segment_ids=None, **options):
         expected = reference.float64(*inputs, segment_ids, **options)
@@ -123,26 +203,6 @@ class GatedDeltaRuleConformance:
         inputs, segment_ids = packed_inputs(PACKINGS[name])
         self.check(inputs, segment_ids)
 
-    def test_packed_equals_documents_run_alone(self):
-        lengths = (64, 1, 65)
-        arrays, cotangents = make_inputs(length=sum(lengths))
-        arrays["initial_state"][:] = 0
-        segment_ids = np.tile(np.repeat(np.int32([1, 2, 3]), lengths), (2, 1))
-        packed = run(self.op, (arrays, (cotangents[0], 0 * cotangents[1])), segment_ids)
-        start = 0
-        for length in lengths:
-            tokens = slice(start, start + length)
-            document = {name: x if "state" in name else x[:, tokens] for name, x in arrays.items()}
-            alone = run(self.op, (document, (cotangents[0][:, tokens], 0 * cotangents[1])))
-            for output in NAMES:
-                if "state" not in output:
-                    error = relative_error(packed[output][:, tokens], alone[output])
-                    assert error <= tolerances.FLOAT32_REORDERED, (
-                        f"{output} of {tokens} is off by {error:.1e}"
-                    )
-            start += length
-        assert relative_error(packed["final_state"], alone["final_state"]) <= tolerances.FLOAT32_REORDERED
-
     def test_padding_holds_garbage_and_gets_no_gradient(self):
         inputs, segment_ids = packed_inputs(PACKINGS["padding everywhere"])
         padding = segment_ids == 0
@@ -155,46 +215,3 @@ class GatedDeltaRuleConformance:
             np.testing.assert_array_equal(found[name], clean[name], err_msg=name)
             if "state" not in name:
                 assert not found[name][padding].any(), f"{name} of padding is not zero"
-
-    def test_split_in_two_with_the_state_carried(self):
-        arrays, (d_o, d_state) = make_inputs(length=130)
-        whole = run(self.op, (arrays, (d_o, d_state)))
-        head = {name: x if "state" in name else x[:, :65] for name, x in arrays.items()}
-        tail = {name: x if "state" in name else x[:, 65:] for name, x in arrays.items()}
-        tail["initial_state"] = run(self.op, (head, (d_o[:, :65], d_state)))["final_state"]
-        after = run(self.op, (tail, (d_o[:, 65:], d_state)))
-        before = run(self.op, (head, (d_o[:, :65], after["d_initial_state"])))
-        for name in NAMES:
-            joined = np.concatenate([before[name], after[name]], axis=1)
-            if "state" in name:
-                joined = (before if name == "d_initial_state" else after)[name]
-            assert relative_error(joined, whole[name]) <= tolerances.FLOAT32_REORDERED, name
-
-    def test_vmap_and_remat_change_nothing(self):
-        arrays, cotangents = make_inputs(length=24)
-        arrays = tuple(arrays[name] for name in reference.DIFFERENTIABLE)
-        cotangents = tuple(map(jnp.asarray, cotangents))
-
-        def rows(*xs):
-            o, state = jax.vmap(lambda *x: call(self.op, [y[None] for y in x], None, {}))(*xs)
-            return o[:, 0], state[:, 0]
-
-        @functools.partial(jax.jit, static_argnums=0)
-        def outputs_and_gradients(function, *xs):
-            outputs, pullback = jax.vjp(function, *xs)
-            return *outputs, *pullback(cotangents)
-
-        def batch(*xs):
-            return call(self.op, xs, None, {})
-
-        expected = outputs_and_gradients(batch, *arrays)
-        for changed in (rows, jax.checkpoint(batch)):
-            for name, x, y in zip(NAMES, outputs_and_gradients(changed, *arrays), expected, strict=True):
-                assert relative_error(x, y) <= tolerances.FLOAT32_RESCHEDULED, name
-
-    def test_jit_changes_nothing(self):
-        arrays, _ = make_inputs(batch=1, length=3)
-        arrays = [jnp.asarray(arrays[name]) for name in reference.DIFFERENTIABLE]
-        jitted = jax.jit(lambda *xs: call(self.op, xs, None, {}))(*arrays)
-        for x, y in zip(call(self.op, arrays, None, {}), jitted, strict=True):
-            assert relative_error(x, y) <= tolerances.FLOAT32_RESCHEDULED
