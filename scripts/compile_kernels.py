@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.mlir import ir
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
@@ -32,7 +33,9 @@ from hybrid_jax.planning.target import described_devices, use_described_gpus
 
 # Keys, values, heads: OLMo Hybrid's, the commonest, and the largest that are served.
 SHAPES = ((96, 192, 30), (128, 128, 32), (256, 256, 16))
-TUNED = SHAPES[:2]
+# OLMo Hybrid's with context parallelism, which adds K to V: other for the kernel that unrolls its loop over V.
+WIDE = (96, 320, 30)
+TUNED = (*SHAPES[:2], WIDE)
 NUM_TOKENS, NUM_SEQUENCES = 8192, 16
 
 
@@ -60,22 +63,18 @@ def main() -> None:
         raise InputError(f"jax: found {jax.__version__}, expected 0.11 or newer")
     os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
     use_described_gpus()
-    gpu = gpu_kind("h200")
-    mesh = Mesh(np.array(described_devices(gpu, 1)), ("device",))
-    limit = gpu.shared_memory - 1024
+    mesh = Mesh(np.array(described_devices(gpu_kind("h200"), 1)), ("device",))
     table = Table("kernel", "K / V", "registers", "spilled bytes", "shared KB", "seconds")
     problems = []
-    for compiled in (compile_kernel(*kernel) for shape in SHAPES for kernel in kernels(mesh, *shape)):
+    chosen = [kernel for shape in SHAPES for kernel in kernels(mesh, *shape)]
+    chosen += [kernel for kernel in kernels(mesh, *WIDE) if kernel[0] == "backward, tokens"]
+    for compiled in (compile_kernel(*kernel) for kernel in chosen):
         name, shape, registers, spilled, shared_memory, seconds = compiled
         table.add_row(
             name, shape, str(registers), str(spilled), f"{shared_memory / 1024:.1f}", f"{seconds:.1f}"
         )
         if spilled and shape in {f"{key_dim} / {value_dim}" for key_dim, value_dim, _ in TUNED}:
             problems.append(f"{name} at {shape}: found {spilled} bytes of registers spilled, expected none")
-        if shared_memory > limit:
-            problems.append(
-                f"{name} at {shape}: found {shared_memory} bytes of shared memory, expected at most {limit}"
-            )
     Console(width=100).print(table)
     if problems:
         raise InputError("\n".join(problems))
@@ -105,7 +104,9 @@ def kernels(
     inputs = Inputs(q, q, v, array(1, num_heads, num_chunks, 2, 64, 64), tables)
     state = array(1, num_heads, value_dim, key_dim, dtype=jnp.float32)
     states = array(1, num_heads, num_chunks, value_dim, key_dim)
-    token_q, token_v = (array(NUM_SEQUENCES, num_heads, size) for size in (key_dim, value_dim))
+    # The model's are float32 once they are normalised; values are as they come.
+    token_q = array(NUM_SEQUENCES, num_heads, key_dim, dtype=jnp.float32)
+    token_v = array(NUM_SEQUENCES, num_heads, value_dim)
     gate = array(NUM_SEQUENCES, num_heads, dtype=jnp.float32)
     own_state = array(NUM_SEQUENCES, num_heads, key_dim, value_dim, dtype=jnp.float32)
 
@@ -126,9 +127,12 @@ def compile_kernel(
 ) -> Compiled:
     """Compile one, and read what CUDA's assembler says of it."""
     began = time.perf_counter()
-    traced = jax.jit(function).trace(*arguments)
+    try:
+        lowered = jax.jit(function).lower(*arguments)
+    except ValueError as error:  # which is how Mosaic says that it wants more shared memory than there is
+        raise InputError(f"{name} at {shape}: {error}") from error
     with captured_output() as said:
-        traced.lower().compile()
+        lowered.compile()
     seconds = time.perf_counter() - began
     text = said[0]
     registers = re.findall(r"Used (\d+) registers", text)
@@ -140,28 +144,28 @@ def compile_kernel(
         shape,
         max(map(int, registers)),
         sum(int(stores) + int(loads) for stores, loads in spilled),
-        shared_memory(traced.jaxpr.jaxpr),
+        shared_memory(lowered),
         seconds,
     )
 
 
-def shared_memory(jaxpr: Any) -> int:
-    """Bytes of the arrays in shared memory of the kernel in ``jaxpr``, each from a multiple of 1024 on."""
-    most = 0
-    for equation in jaxpr.eqns:
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            inner: Any = getattr(value, "jaxpr", value)
-            if not hasattr(inner, "eqns"):
-                continue
-            sizes = [
-                variable.aval.size * variable.aval.dtype.itemsize
-                for variable in inner.invars
-                if str(getattr(variable.aval, "memory_space", "")) == "smem"
-                and hasattr(variable.aval.dtype, "itemsize")  # barriers have none
-            ]
-            # Where they are made, all are there; deeper inside, those that are used there.
-            most = max(most, sum(-(-size // 1024) * 1024 for size in sizes), shared_memory(inner))
-    return most
+def shared_memory(lowered: Any) -> int:
+    """Bytes of shared memory with which the kernel in a lowered program is launched: arrays, barriers, and scratch."""
+    program = lowered.compiler_ir()
+    call = next(each for each in operations(program) if "custom_call" in each.name)
+    program.context.allow_unregistered_dialects = True
+    kernel = ir.Module.parse(call.attributes["mhlo.backend_config"]["module"].value_bytes, program.context)
+    launch = next(each for each in operations(kernel) if each.name.endswith("gpu.launch"))
+    return int(launch.operands[len(launch.operands) - 1].owner.attributes["value"])
+
+
+def operations(parent: Any) -> Iterator[Any]:
+    """All operations of an MLIR module or operation, at any depth."""
+    for region in parent.operation.regions:
+        for block in region:
+            for operation in block:
+                yield operation.operation
+                yield from operations(operation)
 
 
 @contextmanager
