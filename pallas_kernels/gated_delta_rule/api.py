@@ -76,8 +76,8 @@ def recurrent_gated_delta_rule(
 ) -> tuple[Float[Array, "B T N V"], Float[Array, "B N K V"]]:
     """Gated delta rule one token after the other: for decoding, and as the reference of the chunked form.
 
-    Arguments, results and errors are those of `chunk_gated_delta_rule`. The kernel takes calls of one token, V a
-    multiple of 64, and updates the state in place where the caller's buffer may be reused; it computes in float32.
+    Arguments, results and errors are those of `chunk_gated_delta_rule`. The kernel takes calls of one token, V from
+    64 on, and updates the state in place where the caller's buffer may be reused; it computes in float32.
     """
     _check_shapes(q, k, v, g, beta, initial_state, segment_ids)
     run = choose_recurrent(implementation, q, k, v)

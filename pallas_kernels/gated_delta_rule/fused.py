@@ -1,8 +1,9 @@
 """The gated delta rule by kernels for Hopper GPUs, with its own backward pass; `mosaic/` holds the kernels.
 
-Four of them: the inverse of each chunk's triangular system, the scan over chunks, and backward a scan in reverse and
-what is left to each chunk. Between kernels lie only arrays that several read; everything of a token or less than a head
-is left to XLA, which fuses it with what is before and after.
+Whole sequences take four: the inverse of each chunk's triangular system and the scan over chunks, and backward a scan
+in reverse and what is left to each chunk. Between kernels lie only arrays that several read. What has one number for
+each token and head (decay, write strength and their gradients) is left to XLA, which fuses it with what is around it.
+Decoding takes a fifth.
 """
 
 import functools

@@ -1,5 +1,6 @@
 """Inputs of the gated delta rule: ordinary ones, hard ones, and rows of packed documents."""
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -25,6 +26,16 @@ def make_inputs(batch=2, length=130, heads=(2, 4), dims=(12, 24), seed=0):
         "initial_state": normal(batch, num_heads, key_dim, value_dim),
     }
     return arrays, (normal(*tokens, value_dim), normal(batch, num_heads, key_dim, value_dim))
+
+
+def bfloat16_inputs(inputs):
+    """The inputs with q, k, v and the output's cotangent as bfloat16 has them, and for the reference as float32."""
+    arrays, (d_o, d_state) = inputs
+    low = {name: jnp.asarray(arrays[name], jnp.bfloat16) for name in ("q", "k", "v")}
+    rounded = {**arrays, **{name: np.asarray(x, np.float32) for name, x in low.items()}}
+    d_o = np.asarray(jnp.asarray(d_o, jnp.bfloat16), np.float32)
+    arrays = {name: jnp.asarray(x) for name, x in arrays.items()}
+    return ({**arrays, **low}, (d_o, d_state)), (rounded, (d_o, d_state))
 
 
 def packed_inputs(rows):

@@ -11,6 +11,7 @@ two chunks' q, k                   48       64        dS, a product of its size 
 two chunks' dO, delta, inverse     64       64        dwrites or dV                   32
 decay, beta                         1.5      1.5
 dS, P, values, dV                  36       40
+a chunk's sums, scratch for them    2.25     2.25
 """
 
 import functools
@@ -97,7 +98,7 @@ def scan_backward(
             new_tile(CHUNK, VALUE_TILE),
             new_tile(CHUNK, VALUE_TILE),
             vector(CHUNK),
-            plgpu.Barrier(num_arrivals=NUM_COPIES + 1, num_barriers=num_slots),
+            plgpu.Barrier(num_arrivals=NUM_COPIES + 1, num_barriers=num_slots),  # and delta
         ],
         grid=(batch, num_heads, num_value_tiles),
         grid_names=("row", "head", "values"),

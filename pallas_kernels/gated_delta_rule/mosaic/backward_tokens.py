@@ -20,7 +20,7 @@ Shared memory, in KB                  K = 96   K = 128    Registers a thread
 q, k                                    24       32       first: dO writes^T 32, dO S^T K / 2, a product
 two tiles of dO, delta, dV, S, dS       96      112       second: E 32, dV S^T and writes dS^T K / 2 each, a product
 dP, dL                                  16       16
-decay, beta, sums                        2.5      2.5
+decay, beta, sums, scratch for them      4.5      4.5
 """
 
 import functools
@@ -245,7 +245,7 @@ def _body(
             state=state_sums,
         )
         plgpu.barrier_arrive(queries_done)
-        out = value_tiles.states.at[last_slot]
+        out = value_tiles.states.at[last_slot]  # [64 values, K] is as large as [C, K]
         store(out, from_state + product((d_scores_tile, k)))
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(out, dq_memory.at[row, tokens, head])
@@ -283,7 +283,7 @@ def _body(
         plgpu.barrier_wait(queries_done)
         write_sums(beta=d_beta.sum(axis=0))
         dk += product((transposed(d_scores_tile), q), (d_products_tile, k), (transposed(d_products_tile), k))
-        out = value_tiles.d_states.at[last_slot]
+        out = value_tiles.d_states.at[last_slot]  # as large
         store(out, dk)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(out, dk_memory.at[row, tokens, head])

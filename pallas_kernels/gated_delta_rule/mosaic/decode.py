@@ -3,8 +3,10 @@
     S <- exp(g) S;   u = beta (v - S^T k);   S <- S + k u^T;   o = scale S^T q
 
 The state is read and written once, straight from and to memory, which bounds the time: all else is small beside it. It
-is held transposed ([64 values, K]), so that sums over K stay within four threads. No shared memory; K / 2 registers a
-thread for the state.
+is held transposed ([64 values, K]), so that sums over K stay within four threads.
+
+Shared memory, in KB      any K     Registers a thread
+scratch for sums            2       state, and k or q along its columns, K / 2 each
 """
 
 import functools
@@ -23,6 +25,7 @@ from pallas_kernels.gated_delta_rule.mosaic.tiles import (
     over_columns,
     store_to_memory,
 )
+from pallas_kernels.gated_delta_rule.recurrent import recurrent_gated_delta_rule
 
 # Threads hold neighbours along the values, as they lie in memory.
 _MATRIX = plgpu.Layout.WGMMA_TRANSPOSED
@@ -42,7 +45,7 @@ def decode_step(
 
     Args:
         q, k: [B, H, K], K a multiple of 8.
-        v: [B, N, V], V a multiple of 64.
+        v: [B, N, V], V a multiple of 8 from 64 on; what is over a multiple of 64 is left to XLA.
         g, beta: [B, N] float32.
         state: [B, N, K, V] float32.
         scale: factor on the queries.
@@ -57,6 +60,12 @@ def decode_step(
     )
     in_place = jax.new_ref(state)
     o = kernel(in_place, q, k, v, g, beta)
+    if value_dim % VALUE_TILE:
+        rest = slice(value_dim - value_dim % VALUE_TILE, None)
+        qt, kt, vt, gt, bt = (x[:, None] for x in (q, k, v[..., rest], g, beta))
+        rest_o, rest_state = recurrent_gated_delta_rule(qt, kt, vt, gt, bt, in_place[..., rest], scale)
+        in_place[..., rest] = rest_state
+        o = o.at[..., rest].set(rest_o[:, 0])
     return o, jax.freeze(in_place)
 
 

@@ -8,9 +8,6 @@ from jax.experimental import pallas as pl
 from pallas_kernels.gated_delta_rule.mosaic.tables import Tables
 from pallas_kernels.gated_delta_rule.mosaic.tiles import CHUNK, VALUE_TILE, Ref, tile, vector
 
-# What `copies_of_chunk` returns.
-NUM_COPIES = 6
-
 
 class Inputs(NamedTuple):
     """Tokens of q, k and v (or what has v's shape), and the inverse and tables of each value head's chunks.
@@ -29,6 +26,10 @@ class Inputs(NamedTuple):
     v: Any
     inverse: Any
     tables: Any
+
+
+# What `copies_of_chunk` returns: the inverse comes in two.
+NUM_COPIES = len(Inputs._fields) + 1
 
 
 class Place(NamedTuple):

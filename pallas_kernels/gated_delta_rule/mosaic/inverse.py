@@ -5,8 +5,10 @@ blocks of the true inverse appear on the way, where products of powers would ove
 are pairs of bfloat16, a high and a low part, and the result is one: with the high part alone, repeated keys written
 with beta near 2 grow errors along the sequence without bound.
 
-Shared memory: a tile of keys (64 K * 2 bytes, 12 KB at K = 96) and six of 64 x 64 (48 KB). Registers: K K^T, X and a
-product of 32 numbers a thread each.
+Shared memory, in KB               K = 96   K = 128    Registers a thread
+a chunk's keys                       12       16       K K^T, X and a product, 32 each
+high and low part of X, E and X E    48       48
+beta                                  0.25     0.25
 """
 
 import functools
