@@ -100,13 +100,13 @@ def sharding(auto, explicit):
         check_split("Explicit axes", gradient(op), (q, k, v, g, beta, state), both)
     # Without a mesh that is set, too.
     whole_gates = jax.ShapeDtypeStruct(g.shape, g.dtype, sharding=NamedSharding(explicit, P()))
-    check_split("gates that lie otherwise", op, (q, k, v, whole_gates, beta), FORWARD)
     documents = jax.ShapeDtypeStruct((4, 128), jnp.int32, sharding=NamedSharding(explicit, P("rows")))
 
     def packed(segment_ids, *xs):
         return op(*xs, segment_ids=segment_ids)
 
-    check_split("documents and no state", packed, (documents, q, k, v, g, beta), FORWARD)
+    arguments = documents, q, k, v, whole_gates, beta
+    check_split("documents, gates that lie otherwise and no state", packed, arguments, FORWARD)
     decode = with_state(recurrent_gated_delta_rule)
     check_split("decoding over Explicit axes", decode, on(explicit, length=1), DECODE)
 

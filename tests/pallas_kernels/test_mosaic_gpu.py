@@ -125,6 +125,7 @@ class TestInvariances(GatedDeltaRuleInvariances):
     op = staticmethod(op)
     lengths = (65, 65)
     remat = False  # what the interpreter calls has side effects, which jax.checkpoint refuses
+    test_jit_changes_nothing = None  # `test_shard_map_changes_nothing` compares with what is not jitted
     # A document, or the second half of a row, has other chunks when it is alone: what is rounded to bfloat16 differs.
     reordered = tolerances.KERNEL_GRADIENT
 
@@ -135,20 +136,16 @@ class TestInvariances(GatedDeltaRuleInvariances):
 
 def test_shard_map_changes_nothing():
     """Over one device: the interpreter mixes up kernels that several run at once. `compiled_programs.py` has four."""
-    low, _ = bfloat16_inputs(make_inputs(batch=2, length=24, heads=(1, 1), dims=(32, 64)))
+    low, _ = bfloat16_inputs(make_inputs(batch=2, length=3, heads=(1, 1), dims=(32, 64)))
+    arrays = [low[0][name] for name in reference.DIFFERENTIABLE]
     mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Auto,))
 
-    def split(q, k, v, g, beta, initial_state, segment_ids):
-        def rows(*xs):
-            return call(op, xs, None, {})
+    def rows(*xs):
+        return call(op, xs, None, {})
 
-        return jax.shard_map(rows, mesh=mesh, in_specs=P("rows"), out_specs=P("rows"))(
-            q, k, v, g, beta, initial_state
-        )
-
-    found, expected = run(split, low), run(op, low)
-    for name in NAMES:
-        assert relative_error(found[name], expected[name]) <= tolerances.FLOAT32_RESCHEDULED, name
+    split = jax.shard_map(rows, mesh=mesh, in_specs=P("rows"), out_specs=P("rows"))
+    for x, y in zip(jax.jit(split)(*arrays), rows(*arrays), strict=True):
+        assert relative_error(x, y) <= tolerances.FLOAT32_RESCHEDULED
 
 
 @pytest.mark.parametrize(("heads", "dims"), [((2, 4), (96, 192)), ((1, 1), (128, 128)), ((1, 2), (8, 72))])
