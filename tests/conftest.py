@@ -45,3 +45,14 @@ def optimized() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_a_module() -> Iterator[None]:
+    """Compiled programs go with the module that ran them.
+
+    Each takes memory maps, of which Linux gives a process 65,530 (vm.max_map_count); beyond them XLA ends it with a
+    segmentation fault.
+    """
+    yield
+    jax.clear_caches()
