@@ -23,8 +23,8 @@ from hybrid_jax.evaluation import (
     run_tasks,
     score_documents,
 )
-from hybrid_jax.evaluation.ruler import TASKS, Cell, Texts, read_haystack, score_task
-from hybrid_jax.evaluation.ruler.report import plot_scores, read_cells, score_table, write_cells
+from hybrid_jax.evaluation.ruler import TASKS, Texts, read_haystack
+from hybrid_jax.evaluation.ruler.report import add_missing, plot_scores, read_cells, score_table
 from hybrid_jax.evaluation.ruler.scores import check_length
 from hybrid_jax.models import CausalLM
 
@@ -192,36 +192,25 @@ def ruler(
         raise InputError(f"tasks: found {', '.join(unknown)}, expected some of {', '.join(TASKS)}")
     texts = Texts(read_haystack(haystack))
     cells = read_cells(output) if output is not None and output.is_file() else []
-    found = {cell[:-1]: cell for cell in cells}
+    asked = {
+        name: [(name, task, length, num_samples, seed) for length in lengths for task in tasks]
+        for name in models
+    }
     for name in models:
         loaded, folder = _load(name, dtype, revision)
         check_length(loaded, max(lengths))
-        tokenizer = load_tokenizer(folder)
-        for length in lengths:
-            for task in tasks:
-                asked = (name, task, length, num_samples, seed)
-                if asked in found:
-                    continue
-                console.print(f"{name}: {task} at {length:,} tokens")
-                score = score_task(
-                    loaded,
-                    tokenizer,
-                    task,
-                    length,
-                    texts,
-                    num_samples=num_samples,
-                    seed=seed,
-                    batch_size=batch_size,
-                )
-                found[asked] = Cell(*asked, score)
-                if output is not None:
-                    write_cells(found.values(), output)
-    shown = [
-        found[name, task, length, num_samples, seed]
-        for name in models
-        for length in lengths
-        for task in tasks
-    ]
+        add_missing(
+            cells,
+            asked[name],
+            loaded,
+            load_tokenizer(folder),
+            texts,
+            batch_size=batch_size,
+            path=output,
+            say=console.print,
+        )
+    found = {cell[:-1]: cell for cell in cells}
+    shown = [found[each] for name in models for each in asked[name]]
     console.print(score_table(shown))
     if plot is not None:
         plot_scores(shown, plot)

@@ -16,8 +16,8 @@ from hybrid_jax.data.token_shards import label_mask_path
 from hybrid_jax.data.tokenizer import load_tokenizer
 from hybrid_jax.evaluation import border_token_id
 from hybrid_jax.evaluation.by_position import PositionScore, bits_by_position
-from hybrid_jax.evaluation.ruler import Cell, Texts, read_haystack, score_task
-from hybrid_jax.evaluation.ruler.report import read_cells, write_cells
+from hybrid_jax.evaluation.ruler import Cell, Texts, read_haystack
+from hybrid_jax.evaluation.ruler.report import Asked, add_missing, read_cells
 from hybrid_jax.long_context.config import FAMILIES, METHODS, Family, LongContextConfig, Method, StageConfig
 from hybrid_jax.long_context.corpus import Corpus, prepare_corpus, write_needles
 from hybrid_jax.models import CausalLM
@@ -137,24 +137,15 @@ def _run(
 def _score(config: LongContextConfig, corpus: Corpus, scores: Scores, name: str, model: CausalLM) -> None:
     """Add to ``scores``, in memory and on disk, what they lack of a model's."""
     tokenizer = load_tokenizer(corpus.tokenizer_folder)
-    texts = Texts(read_haystack())
-    done = {cell[:-1] for cell in scores.cells}
-    for asked in _asked(config, name):
-        if asked in done:
-            continue
-        _, task, length, num_samples, seed = asked
-        score = score_task(
-            model,
-            tokenizer,
-            task,
-            length,
-            texts,
-            num_samples=num_samples,
-            seed=seed,
-            batch_size=config.eval_batch_size,
-        )
-        scores.cells.append(Cell(*asked, score))
-        write_cells(scores.cells, config.output_folder / CELLS_NAME)
+    add_missing(
+        scores.cells,
+        _asked(config, name),
+        model,
+        tokenizer,
+        Texts(read_haystack()),
+        batch_size=config.eval_batch_size,
+        path=config.output_folder / CELLS_NAME,
+    )
     if name not in scores.positions:
         held_out = list(read_texts(corpus.held_out, "text", (".txt", ".py")))
         scores.positions[name] = bits_by_position(
@@ -169,8 +160,7 @@ def _score(config: LongContextConfig, corpus: Corpus, scores: Scores, name: str,
             temporary.write_text(json.dumps(scores.positions) + "\n", encoding="utf-8")
 
 
-def _asked(config: LongContextConfig, name: str) -> Iterator[tuple[str, str, int, int, int]]:
-    """All of a cell but its score."""
+def _asked(config: LongContextConfig, name: str) -> Iterator[Asked]:
     for length in config.lengths:
         for task in config.tasks:
             yield name, task, length, config.num_samples, config.seed

@@ -14,6 +14,7 @@ from hybrid_jax.evaluation.ruler import (
     Texts,
     make_samples,
     read_haystack,
+    report,
     score_reply,
     score_task,
     scores,
@@ -108,7 +109,7 @@ def test_two_models_side_by_side(folder, tmp_path, monkeypatch, capsys):
     assert str(other) in capsys.readouterr().out
 
     # What is in the file is not asked again.
-    monkeypatch.setattr(evaluate, "score_task", None)
+    monkeypatch.setattr(report, "score_task", None)
     evaluate.app.cli(args=command)
     with pytest.raises(InputError, match="tasks: found qa, expected some of niah_single_1"):
         evaluate.app.cli(args=["ruler", str(folder), "--tasks", "qa"])

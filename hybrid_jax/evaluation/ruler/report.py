@@ -1,15 +1,21 @@
 """Scores by length: kept in a file as they come, as a table, and as a figure with the paper's beside them."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
+from tokenizers import Tokenizer
 
 from hybrid_jax.atomic import write_then_rename
 from hybrid_jax.errors import InputError
-from hybrid_jax.evaluation.ruler.scores import Cell
+from hybrid_jax.evaluation.ruler.scores import Cell, score_task
+from hybrid_jax.evaluation.ruler.texts import Texts
+from hybrid_jax.models import CausalLM
+
+# All of a cell but its score.
+Asked = tuple[str, str, int, int, int]
 
 # OLMo Hybrid's report, the 7B models after extension to 65,536 tokens: the mean over RULER's thirteen tasks.
 _LENGTHS = (4096, 8192, 16384, 32768, 65536)
@@ -48,6 +54,35 @@ def read_cells(path: Path) -> list[Cell]:
             fields = ", ".join(Cell._fields)
             raise InputError(f"{path}: line {number}: found {line[:80]!r}, expected {fields}") from error
     return cells
+
+
+def add_missing(
+    cells: list[Cell],
+    asked: Iterable[Asked],
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    texts: Texts,
+    *,
+    batch_size: int,
+    path: Path | None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Ask a model what ``cells`` lack of ``asked``; each score is added to them, and they are written to ``path``.
+
+    ``say`` gets a line before each. Raises what ``score_task`` and ``write_cells`` do.
+    """
+    done = {cell[:-1] for cell in cells}
+    for each in asked:
+        if each in done:
+            continue
+        name, task, length, num_samples, seed = each
+        say(f"{name}: {task} at {length:,} tokens")
+        score = score_task(
+            model, tokenizer, task, length, texts, num_samples=num_samples, seed=seed, batch_size=batch_size
+        )
+        cells.append(Cell(*each, score))
+        if path is not None:
+            write_cells(cells, path)
 
 
 def mean_by_length(cells: Iterable[Cell]) -> dict[str, dict[int, float]]:
