@@ -2,7 +2,7 @@
 # The whole recipe of OLMo Hybrid in miniature, on real text: pretraining, two mid-training runs and their soup,
 # extension to four times the length by DRoPE and by YaRN, fine-tuning on conversations, preferences, export.
 # Minutes on two CPU cores. Everything goes to runs/tiny, below the folder it is called from; given twice, it continues
-# (with other flags, remove runs/tiny first).
+# (with other flags, remove runs/tiny first). NUM_FILES=60 takes so many of the source files, to be quick.
 # The same commands with configs/olmo_hybrid_7b or configs/olmo3_7b are the 7B's recipe.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -14,7 +14,7 @@ run() {
   "${PYTHON:-python}" "$here/$1" "${@:2}"
 }
 
-[ -e "$data/code/manifest.json" ] || run tiny_data.py "$data"
+[ -e "$data/code/manifest.json" ] || run tiny_data.py "$data" ${NUM_FILES:+--num-files "$NUM_FILES"}
 run prepare_data.py text "$data/code.jsonl" --tokenizer "$data" --output "$data/code"
 run prepare_data.py chat "$data/chats.jsonl" --tokenizer "$data" --output "$data/chats" --max-length 256
 run prepare_data.py preference "$data/pairs.jsonl" --tokenizer "$data" --output "$data/pairs" --max-length 256

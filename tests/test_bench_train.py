@@ -12,7 +12,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def bench(*flags: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "140"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "COLUMNS": "140",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
     command = [sys.executable, str(ROOT / "scripts/bench_train.py"), "--preset", "60m", *flags]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -20,7 +24,7 @@ def bench(*flags: str) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_both_models_are_measured():
     small = ("--vocab-size", "256", "--length", "64", "--steps", "1", "--rounds", "1", "--mesh.fsdp", "1")
-    done = bench(*small, "--mesh.data", "8", "--batch-size", "8", "--dtype", "float32")
+    done = bench(*small, "--mesh.data", "2", "--batch-size", "2", "--dtype", "float32")
     assert done.returncode == 0, done.stderr
     for model in ("olmo_hybrid_60m", "olmo3_60m"):
         assert re.search(rf"{model} +│ +[\d,]+ │ +[\d,]+ │ +- │ +[\d.]+ │ +- │ +[\d.]+ ", done.stdout), (

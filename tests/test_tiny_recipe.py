@@ -22,7 +22,7 @@ def runs(tmp_path_factory) -> Path:
     """The folder of all stages."""
     folder = tmp_path_factory.mktemp("recipe")
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
+    environment |= {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "NUM_FILES": "60"}
     command = [str(ROOT / "scripts/tiny_recipe.sh"), "--num-steps", str(NUM_STEPS)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
