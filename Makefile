@@ -1,6 +1,7 @@
 # make quickstart   train a small model on this machine, score it, sample from it, export it
 # make test         run the tests (ARGS="-k packing" passes arguments on to pytest)
 # make lint         ruff and mypy
+# make notebooks    run the notebooks (ARGS=--keep writes what they show into them)
 # make clean        remove the environment and every cache
 #
 # PYTHON=python3.12 chooses the interpreter the environment is made from; VENV=.venv-other chooses its folder.
@@ -13,7 +14,7 @@ ENV_PYTHON := $(VENV)/bin/python
 # Training frees and takes hundreds of megabytes every step: huge pages save the kernel a quarter of its time (glibc).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint notebooks clean
 
 quickstart: $(VENV)/.installed-core
 	$(ENV_PYTHON) scripts/quickstart.py $(ARGS)
@@ -25,6 +26,9 @@ lint: $(VENV)/.installed-dev
 	$(ENV_PYTHON) -m ruff check
 	$(ENV_PYTHON) -m ruff format --check
 	$(ENV_PYTHON) -m mypy
+
+notebooks: $(VENV)/.installed-notebook
+	$(ENV_PYTHON) scripts/run_notebooks.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
