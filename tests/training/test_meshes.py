@@ -237,10 +237,10 @@ def test_activation_memory_falls_with_the_devices_that_share_a_row(name):
 def test_rows_of_65536_tokens_train_over_eight_devices():
     config = MODELS["hybrid"].replace(
         hidden_size=16,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        linear_num_key_heads=2,
-        linear_num_value_heads=2,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        linear_num_key_heads=1,
+        linear_num_value_heads=1,
         num_hidden_layers=2,
         layer_types=("linear_attention", "full_attention"),
         max_position_embeddings=65_536,
