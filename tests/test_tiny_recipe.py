@@ -14,7 +14,7 @@ from hybrid_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("pretrain", "midtrain", "midtrain_683", "long_context_yarn", "long_context_drope", "sft", "dpo")
-NUM_STEPS = 40
+NUM_STEPS = 30
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,12 @@ def runs(tmp_path_factory) -> Path:
     """The folder of all stages."""
     folder = tmp_path_factory.mktemp("recipe")
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "NUM_FILES": "60"}
+    environment |= {
+        "PYTHON": sys.executable,
+        "JAX_PLATFORMS": "cpu",
+        "NUM_FILES": "60",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+    }
     command = [str(ROOT / "scripts/tiny_recipe.sh"), "--num-steps", str(NUM_STEPS)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr

@@ -29,7 +29,7 @@ def test_a_token_sees_only_what_came_before(model, input_ids):
         return probe.logits(probe.hidden_states(jnp.arange(12)[None]))[0, 5].sum()
 
     table = model.embed_tokens.embedding[...]
-    gradient = jax.grad(logit)(table)
+    gradient = jax.jit(jax.grad(logit))(table)
     reach = jnp.abs(gradient[:12]).sum(-1)
     assert bool((reach[:6] > 0).all())
     if model.lm_head is not None:
@@ -159,9 +159,10 @@ def test_ids_outside_the_vocabulary_are_refused(model, input_ids, bad):
 def test_vmap_over_models_equals_one_at_a_time(input_ids):
     models = [random_model(CONFIGS["hybrid"], seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
-    together = jax.vmap(lambda m: m.hidden_states(jnp.asarray(input_ids)))(stacked)
+    states = jax.jit(lambda model: model.hidden_states(jnp.asarray(input_ids)))
+    together = jax.jit(jax.vmap(states))(stacked)
     for i, model in enumerate(models):
-        assert relative_error(together[i], model.hidden_states(jnp.asarray(input_ids))) < 1e-5
+        assert relative_error(together[i], states(model)) < 1e-5
 
 
 def test_modules_are_plain_pytrees(model):

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from hybrid_jax.errors import InputError
+from scripts.run_notebooks import execute
 from tests.house.source import ROOT
 
 FOLDER = ROOT / "notebooks"
@@ -89,9 +90,6 @@ def test_is_small(path):
 
 
 def test_what_is_no_notebook_is_refused(tmp_path):
-    pytest.importorskip("nbclient")
-    from scripts.run_notebooks import execute
-
     with pytest.raises(
         InputError, match=r"missing\.py: found no such script, expected the \.py of a notebook"
     ):
