@@ -24,7 +24,7 @@ from hybrid_jax.evaluation import (
     score_documents,
 )
 from hybrid_jax.evaluation.ruler import TASKS, Texts, read_haystack
-from hybrid_jax.evaluation.ruler.report import add_missing, plot_scores, read_cells, score_table
+from hybrid_jax.evaluation.ruler.report import add_missing, missing, plot_scores, read_cells, score_table
 from hybrid_jax.evaluation.ruler.scores import check_length
 from hybrid_jax.models import CausalLM
 
@@ -197,6 +197,8 @@ def ruler(
         for name in models
     }
     for name in models:
+        if not missing(cells, asked[name]):
+            continue
         loaded, folder = _load(name, dtype, revision)
         check_length(loaded, max(lengths))
         add_missing(

@@ -156,8 +156,7 @@ class ModelConfig:
             raise InputError(
                 f"sliding_window: found {self.sliding_window}, but layer_types has 'sliding_attention'"
             )
-        rotary = any(spec.rope is not None for spec in self.layer_specs)
-        if rotary and self.head_dim % 2:
+        if self.is_rotary and self.head_dim % 2:
             raise InputError(f"head_dim: found {self.head_dim}, expected an even number for rotary positions")
         for token in self.eos_token_ids:
             if not 0 <= token < self.vocab_size:
@@ -217,6 +216,11 @@ class ModelConfig:
             ),
         }
         return tuple(kinds[layer_type] for layer_type in self.layer_types)
+
+    @property
+    def is_rotary(self) -> bool:
+        """Whether any layer has rotary positions, which end at ``max_position_embeddings``."""
+        return any(spec.rope is not None for spec in self.layer_specs)
 
     @property
     def layer_groups(self) -> tuple[LayerGroup, ...]:

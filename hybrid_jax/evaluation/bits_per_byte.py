@@ -100,7 +100,7 @@ def score_documents(
             raise InputError(f"{name}: found {value}, expected at least 1")
     config = model.config
     check_ids([start_token_id], config.vocab_size, "start_token_id")
-    if max_length is None and any(spec.rope is not None for spec in config.layer_specs):
+    if max_length is None and config.is_rotary:
         max_length = config.max_position_embeddings
     return _scores(model, iter(documents), start_token_id, max_length, window, batch_size)
 

@@ -173,7 +173,6 @@ def _stops(eos_token_id: int | Sequence[int] | None, config: ModelConfig) -> Boo
 def _check_prompts(prompts: Prompts, max_new_tokens: int, config: ModelConfig) -> list[np.ndarray]:
     if len(prompts) == 0:
         raise InputError("prompts: found none, expected at least one list of token ids")
-    rotary = any(spec.rope is not None for spec in config.layer_specs)
     checked = []
     for number, prompt in enumerate(prompts):
         ids = np.asarray(prompt)
@@ -187,7 +186,7 @@ def _check_prompts(prompts: Prompts, max_new_tokens: int, config: ModelConfig) -
                 f"prompts[{number}]: found token id {wrong[0]}, expected 0 <= id < vocab_size {config.vocab_size}"
             )
         total = ids.size + max_new_tokens
-        if rotary and total > config.max_position_embeddings:
+        if config.is_rotary and total > config.max_position_embeddings:
             raise InputError(
                 f"prompts[{number}]: {ids.size} tokens and {max_new_tokens} new ones make {total}, but the model's "
                 f"rotary positions end at max_position_embeddings {config.max_position_embeddings}"

@@ -100,7 +100,7 @@ class LongContextConfig:
         for name, model in self.models.items():
             if model.model_type != name:
                 raise InputError(f"{name}.model_type: found {model.model_type}, expected {name}")
-            if not any(spec.rope is not None for spec in model.layer_specs):
+            if not model.is_rotary:
                 raise InputError(f"{name}.rope_parameters: found none, expected rotary positions to extend")
         if self.olmo3.vocab_size != self.olmo_hybrid.vocab_size:
             raise InputError(

@@ -17,7 +17,7 @@ from hybrid_jax.data.tokenizer import load_tokenizer
 from hybrid_jax.evaluation import border_token_id
 from hybrid_jax.evaluation.by_position import PositionScore, bits_by_position
 from hybrid_jax.evaluation.ruler import Cell, Texts, read_haystack
-from hybrid_jax.evaluation.ruler.report import Asked, add_missing, read_cells
+from hybrid_jax.evaluation.ruler.report import Asked, add_missing, missing, read_cells
 from hybrid_jax.long_context.config import FAMILIES, METHODS, Family, LongContextConfig, Method, StageConfig
 from hybrid_jax.long_context.corpus import Corpus, prepare_corpus, write_needles
 from hybrid_jax.models import CausalLM
@@ -167,8 +167,7 @@ def _asked(config: LongContextConfig, name: str) -> Iterator[Asked]:
 
 
 def _is_scored(config: LongContextConfig, scores: Scores, name: str) -> bool:
-    done = {cell[:-1] for cell in scores.cells}
-    return name in scores.positions and done.issuperset(_asked(config, name))
+    return name in scores.positions and not missing(scores.cells, _asked(config, name))
 
 
 def _read_scores(folder: Path) -> Scores:

@@ -177,8 +177,7 @@ class RunConfig:
             raise InputError(f"data: found {found}, expected {expected} them")
         if self.dpo is not None and self.start_from is None:
             raise InputError("start_from: found null, expected the model whose preferences dpo is to change")
-        rotary = any(spec.rope is not None for spec in self.model.layer_specs)
-        if rotary and self.data.sequence_length > self.model.max_position_embeddings:
+        if self.model.is_rotary and self.data.sequence_length > self.model.max_position_embeddings:
             raise InputError(
                 f"data.sequence_length: found {self.data.sequence_length}, expected at most "
                 f"model.max_position_embeddings = {self.model.max_position_embeddings}"

@@ -108,8 +108,9 @@ def test_two_models_side_by_side(folder, tmp_path, monkeypatch, capsys):
     assert imread(image).std() > 0
     assert str(other) in capsys.readouterr().out
 
-    # What is in the file is not asked again.
+    # What is in the file is not asked again, and no model is loaded for it.
     monkeypatch.setattr(report, "score_task", None)
+    monkeypatch.setattr(evaluate, "_load", None)
     evaluate.app.cli(args=command)
     with pytest.raises(InputError, match="tasks: found qa, expected some of niah_single_1"):
         evaluate.app.cli(args=["ruler", str(folder), "--tasks", "qa"])

@@ -56,6 +56,12 @@ def read_cells(path: Path) -> list[Cell]:
     return cells
 
 
+def missing(cells: Iterable[Cell], asked: Iterable[Asked]) -> list[Asked]:
+    """What ``cells`` lack of ``asked``."""
+    done = {cell[:-1] for cell in cells}
+    return [each for each in asked if each not in done]
+
+
 def add_missing(
     cells: list[Cell],
     asked: Iterable[Asked],
@@ -71,10 +77,7 @@ def add_missing(
 
     ``say`` gets a line before each. Raises what ``score_task`` and ``write_cells`` do.
     """
-    done = {cell[:-1] for cell in cells}
-    for each in asked:
-        if each in done:
-            continue
+    for each in missing(cells, asked):
         name, task, length, num_samples, seed = each
         say(f"{name}: {task} at {length:,} tokens")
         score = score_task(

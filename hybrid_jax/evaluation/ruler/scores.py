@@ -102,7 +102,7 @@ def check_length(model: CausalLM, length: int) -> None:
         InputError: they are.
     """
     config = model.config
-    if any(spec.rope is not None for spec in config.layer_specs) and length > config.max_position_embeddings:
+    if config.is_rotary and length > config.max_position_embeddings:
         raise InputError(
             f"length: found {length} tokens, expected at most the model's max_position_embeddings "
             f"{config.max_position_embeddings}, where its rotary positions end"
