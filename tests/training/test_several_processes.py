@@ -188,6 +188,7 @@ def test_only_one_process_talks(two):
     assert (silence, errors) == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 4])
 def test_another_number_of_processes_continues(cluster, two, num_processes):
     name = f"two, then {num_processes}"
