@@ -1,4 +1,4 @@
-"""A short version of the stress test: faults of a process, of a file and of the figures, each once."""
+"""A short version of the stress test: faults of processes, files, the disk and the figures, each once."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 from scripts.stress_resume import INTERVAL, NUM_STEPS, Run, Wrong
 
 ROOT = Path(__file__).parents[1]
-FAULTS = ("kill-saving", "truncated", "nan")
+FAULTS = ("kill-saving", "worker", "truncated", "disk-full", "nan")
 
 
 def stress(*flags: object) -> subprocess.CompletedProcess:

@@ -125,7 +125,7 @@ def test_five_steps_equal_those_of_one_device(sizes):
     assert_same_as_on_one_device("hybrid", losses, state)
 
 
-@pytest.mark.parametrize("sizes", [{"fsdp": 2, "context": 2, "tensor": 2}, {"context": 8}])
+@pytest.mark.parametrize("sizes", [{"fsdp": 2, "context": 2, "tensor": 2}, {"context": 4}, {"context": 8}])
 def test_windows_across_parts(sizes):
     losses, state = run(MODELS["olmo3"], sizes)
     assert_same_as_on_one_device("olmo3", losses, state)

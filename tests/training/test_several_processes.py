@@ -189,6 +189,12 @@ def test_only_one_process_talks(two):
 
 
 @pytest.mark.slow
+def test_four_processes_train_as_one(cluster):
+    cluster.finish("four", 4)
+    assert_same_run(cluster, "four")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 4])
 def test_another_number_of_processes_continues(cluster, two, num_processes):
     name = f"two, then {num_processes}"
