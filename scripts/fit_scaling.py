@@ -6,6 +6,7 @@ expressive models should scale better. Each writes results.json and figures into
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from hybrid_jax.errors import InputError
 from hybrid_jax.scaling import plots, published, report
 from hybrid_jax.scaling.fit import FitConfig, fit_law
 from hybrid_jax.scaling.law import FLOPS_PER_PARAMETER_AND_TOKEN
-from hybrid_jax.scaling.points import ARCHITECTURES, by_architecture, read_points
+from hybrid_jax.scaling.points import ARCHITECTURES, LadderPoint, by_architecture, read_points
 from hybrid_jax.scaling.quantization_study import SHARES, WORLDS, additive_fit, study
 from hybrid_jax.scaling.savings import check_target
 
@@ -42,9 +43,11 @@ class Options:
         points: a ladder's results; ``hybrid_jax.scaling.points`` says what a line holds.
         published: start from the paper's printed coefficients.
         quantization: simulate tasks that a model cannot express.
-        output_folder: where results.json and figures go.
+        output_folder: where results.json and figures go; by default ``fit`` beside the file of points,
+            runs/scaling/published or runs/scaling/quantization.
+        architectures: of those in the file, the ones to fit; all by default.
         exponents: alpha and beta of the second fit; by default the mean of all free exponents, as in the paper.
-        reference: the architecture that the others are measured against.
+        reference: the architecture that the others are measured against; by default olmo3, or the first fitted.
         target_loss: of the token savings; by default the lowest loss in the file, as in the paper.
         sizes: N of the token savings; by default 1, 3, 7, 13, 30 and 70 times the reference's largest.
         fit: weights and bootstrap.
@@ -53,9 +56,10 @@ class Options:
     points: Annotated[Path | None, tyro.conf.Positional] = None
     published: bool = False
     quantization: bool = False
-    output_folder: Path = Path("runs/scaling")
+    output_folder: Path | None = None
+    architectures: tuple[str, ...] = ()
     exponents: tuple[float, float] | None = None
-    reference: str = "olmo3"
+    reference: str | None = None
     target_loss: float | None = None
     sizes: tuple[float, ...] = ()
     fit: FitConfig = field(default_factory=FitConfig)
@@ -63,17 +67,33 @@ class Options:
     def __post_init__(self) -> None:
         if (self.points is not None) + self.published + self.quantization != 1:
             raise InputError("expected one of: a file of points, --published, --quantization")
-        if self.reference not in ARCHITECTURES:
-            raise InputError(
-                f"reference: found {self.reference!r}, expected one of {', '.join(ARCHITECTURES)}"
-            )
+        named = {
+            "architectures": self.architectures,
+            "reference": (self.reference,) if self.reference is not None else (),
+        }
+        for field_name, names in named.items():
+            unknown = [name for name in names if name not in ARCHITECTURES]
+            if unknown:
+                raise InputError(
+                    f"{field_name}: found {unknown[0]!r}, expected one of {', '.join(ARCHITECTURES)}"
+                )
         if not all(np.isfinite(each) and each > 0 for each in self.sizes):
             raise InputError(f"sizes: found {self.sizes}, expected finite numbers above 0")
-        others = (self.exponents, self.reference, self.target_loss, self.sizes, self.fit)
-        if self.points is None and others != (None, "olmo3", None, (), FitConfig()):
+        others = (*named.values(), self.exponents, self.target_loss, self.sizes, self.fit)
+        if self.points is None and others != ((), (), None, None, (), FitConfig()):
             raise InputError(
-                "exponents, reference, target_loss, sizes, fit: found without a file of points, which they are for"
+                "architectures, reference, exponents, target_loss, sizes, fit: found without a file of points, which "
+                "they are for"
             )
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        if self.output_folder is not None:
+            return self.output_folder
+        if self.points is not None:
+            return self.points.parent / "fit"
+        return Path("runs/scaling", "published" if self.published else "quantization")
 
 
 def main() -> None:
@@ -82,24 +102,25 @@ def main() -> None:
     console = Console(soft_wrap=True)
     console.width = max(console.width, _WIDTH)
     if options.published:
-        results = check_published(options.output_folder, console)
+        results, figures = check_published(options.folder, console)
     elif options.quantization:
-        results = simulate_quantization(options.output_folder, console)
+        results, figures = simulate_quantization(options.folder, console)
     else:
-        results = fit_points(options, console)
-    path = options.output_folder / "results.json"
-    with write_then_rename(path) as temporary:
+        results, figures = fit_points(options, console)
+    with write_then_rename(options.folder / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    console.print(
-        f"{options.output_folder}: {', '.join(sorted(each.name for each in options.output_folder.glob('*.*')))}"
-    )
+    console.print(f"{options.folder}: {', '.join(('results.json', *figures))}")
 
 
-def fit_points(options: Options, console: Console) -> dict[str, Any]:
+Outcome = tuple[dict[str, Any], tuple[str, ...]]
+"""What results.json holds, and the names of the figures beside it."""
+
+
+def fit_points(options: Options, console: Console) -> Outcome:
     """Fit every architecture twice, print tables, draw figures."""
     assert options.points is not None
     points = read_points(options.points)
-    groups = by_architecture(points)
+    groups = _chosen(options, points)
     with console.status("fitting"):
         free = {name: fit_law(group, config=options.fit) for name, group in groups.items()}
         means = np.mean([[each.law.alpha, each.law.beta] for each in free.values()])
@@ -107,7 +128,8 @@ def fit_points(options: Options, console: Console) -> dict[str, Any]:
         fixed = {name: fit_law(group, exponents, options.fit) for name, group in groups.items()}
     fits = {"free": free, "fixed": fixed}
 
-    reference = options.reference if options.reference in groups else next(iter(groups))
+    # The paper's reference comes first in the order of the table.
+    reference = options.reference or next(iter(groups))
     fitted = [each for group in groups.values() for each in group]
     target_loss = min(each.loss for each in fitted) if options.target_loss is None else options.target_loss
     # The lowest loss of all may be out of reach for some; asked for, it is a mistake.
@@ -121,16 +143,19 @@ def fit_points(options: Options, console: Console) -> dict[str, Any]:
     results = report.ladder_results(fits, tuple(10.0**decades), reference, target_loss, sizes)
     for table in report.ladder_tables(results, reference, target_loss):
         console.print(table)
-    if len(fitted) < len(points):
-        console.print(f"left out: {len(points) - len(fitted)} points before the learning rate's decay")
-    folder = options.output_folder
+    num_early = sum(not each.decayed for each in points)
+    if num_early:
+        console.print(f"left out: {num_early} points before the learning rate's decay")
+    folder = options.folder
+    figures: tuple[str, ...] = ("fits.png", "frontier.png")
     plots.plot_fits(free, folder / "fits.png")
     laws = {name: each.law for name, each in free.items()}
     plots.plot_frontier(laws, (min(spent), max(spent) * _BEYOND), folder / "frontier.png", points=fitted)
     if len(groups) > 1:
         shown = {"free exponents": free, f"exponents fixed at {exponents[0]:g}, {exponents[1]:g}": fixed}
         plots.plot_savings(shown, reference, target_loss, sizes, folder / "savings.png")
-    return {
+        figures += ("savings.png",)
+    outcome = {
         "points": str(options.points),
         "corpus": points[0].corpus,
         "reference": reference,
@@ -138,9 +163,27 @@ def fit_points(options: Options, console: Console) -> dict[str, Any]:
         "fixed_exponents": exponents,
         "fits": results,
     }
+    return outcome, figures
 
 
-def check_published(folder: Path, console: Console) -> dict[str, Any]:
+def _chosen(options: Options, points: Sequence[LadderPoint]) -> dict[str, tuple[LadderPoint, ...]]:
+    """The points to fit, of each architecture asked for."""
+    groups = by_architecture(points)
+    chosen = {name: groups[name] for name in groups if name in (options.architectures or groups)}
+    for field_name, names, found in (
+        ("architectures", options.architectures, groups),
+        ("reference", () if options.reference is None else (options.reference,), chosen),
+    ):
+        for name in names:
+            if name not in found:
+                raise InputError(
+                    f"{field_name}: found {name}, which is not fitted, expected some of {', '.join(found)} "
+                    f"({options.points})"
+                )
+    return chosen
+
+
+def check_published(folder: Path, console: Console) -> Outcome:
     """Hold the paper's tables against its coefficients."""
     rows = published.compare()
     console.print(report.published_table(rows))
@@ -151,10 +194,11 @@ def check_published(folder: Path, console: Console) -> dict[str, Any]:
     plots.plot_published_savings(
         rows, published.SAVINGS_INTERVALS, published.REFERENCE, published.TARGET_LOSS, folder / "savings.png"
     )
-    return {"numbers": report.published_results(rows), "contradictions": published.CONTRADICTIONS}
+    outcome = {"numbers": report.published_results(rows), "contradictions": published.CONTRADICTIONS}
+    return outcome, ("frontier.png", "savings.png")
 
 
-def simulate_quantization(folder: Path, console: Console) -> dict[str, Any]:
+def simulate_quantization(folder: Path, console: Console) -> Outcome:
     """Simulate the quantization model with inexpressible tasks."""
     with console.status("simulating"):
         studies = [study(world, share) for world in WORLDS for share in SHARES]
@@ -165,10 +209,11 @@ def simulate_quantization(folder: Path, console: Console) -> dict[str, Any]:
         f"largest error {error:.1%}"
     )
     plots.plot_quantization(studies, folder / "quantization.png")
-    return {
+    outcome = {
         "studies": report.quantization_results(studies),
         "additive_fit": {"r_squared": r_squared, "largest_error": error},
     }
+    return outcome, ("quantization.png",)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def additive_fit() -> tuple[float, float]:
                 num_params=int(size),
                 tokens=tokens,
                 flops=6.0 * size * tokens,
-                loss=float(language.loss(np.array([size]), tokens)[0]),
+                loss=float(language.loss(np.array([size]), float(tokens))[0]),
                 corpus="simulated",
                 tokenizer="none",
                 vocab_size=1,
@@ -98,7 +98,9 @@ def additive_fit() -> tuple[float, float]:
             )
             points.append(point)
     fit = fit_law(points, config=FitConfig(num_bootstrap=2))
-    errors = [float(fit.law.loss(each.num_params, each.tokens)) / each.loss - 1 for each in points]
+    errors = [
+        float(fit.law.loss(float(each.num_params), float(each.tokens))) / each.loss - 1 for each in points
+    ]
     return fit.r_squared, float(np.abs(errors).max())
 
 

@@ -48,6 +48,13 @@ def studies():
     return [study(world, share, num_draws=12) for world in ("costs 20 times as much",) for share in SHARES]
 
 
+def test_what_brings_less_is_never_learnt_to_the_end():
+    found = study("brings half as much", SHARES[-1], num_draws=12)
+    assert found.measured.irreducible == pytest.approx(found.theory.irreducible, rel=0.03)
+    assert found.measured.param_exponent == pytest.approx(found.theory.param_exponent, abs=0.006)
+    assert found.measured.token_exponent == pytest.approx(found.theory.token_exponent, abs=0.003)
+
+
 def test_expressivity_changes_coefficients_and_no_exponent(studies):
     for each in studies:
         measured, theory = each.measured, each.theory
