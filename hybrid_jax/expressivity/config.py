@@ -10,7 +10,7 @@ from hybrid_jax.expressivity.architectures import architecture
 from hybrid_jax.expressivity.tasks import Task, make_task
 from hybrid_jax.expressivity.vocabulary import Granularity, Vocabulary
 from hybrid_jax.training.optimizer import OptimizerConfig
-from hybrid_jax.training.schedule import ScheduleConfig
+from hybrid_jax.training.schedule import ScheduleConfig, make_schedule
 
 Decay = Literal["cosine", "constant"]
 
@@ -45,8 +45,9 @@ class TaskConfig:
         lengths: of the programs that a trained model is tested on, ascending; the last decides which run is best.
         stages: of training, one after the other.
         advance_at: accuracy at the stage's own length that ends it early, and the run with the last; null never does.
-        num_asserts: in a program to learn from, evenly spaced; null draws their spacing from the powers of 2, and a
-            fifth of the programs has only the last. Without meaning for recall, which has one.
+        num_asserts: in a program to learn from, one after every ``length // num_asserts`` swaps; null draws their
+            spacing from the powers of 2, and a fifth of the programs has only the last. Without meaning for recall,
+            which has one.
         learning_rates: peaks to try.
         decays: courses to try after warmup.
         seeds: of initial values and programs; each is tried with every learning rate and decay.
@@ -123,6 +124,8 @@ class SweepConfig:
         for name in ("batch_size", "check_interval", "num_samples", "num_workers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        if not self.tasks:
+            raise InputError("tasks: found none, expected at least one")
         for name, config in self.tasks.items():
             self._check_task(name, config)
 
@@ -146,6 +149,12 @@ class SweepConfig:
                     f"tasks.{name}.stages: found {stage.num_steps} steps, expected a multiple of check_interval = "
                     f"{self.check_interval}"
                 )
+        for learning_rate in config.learning_rates:
+            for decay in config.decays:
+                try:
+                    make_schedule(self.schedule(learning_rate, decay), config.max_steps)
+                except InputError as error:
+                    raise InputError(f"tasks.{name}: {error}") from None
         if name == "recall" and config.num_asserts is not None:
             raise InputError(
                 f"tasks.recall.num_asserts: found {config.num_asserts}, expected null: recall asks once"

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import groupby, product
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 from hybrid_jax.atomic import write_then_rename
 from hybrid_jax.claim import Record, claim_folder
@@ -37,7 +37,7 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Result]:
     """Do the runs that ``results.jsonl`` in the output folder lacks, and return the results of all.
 
     A run's result is written when it ends: who is killed loses the runs that were under way, one for each worker.
-    ``report`` gets each new result.
+    ``report`` gets each new result. One sweep at a time works in a folder.
 
     Raises:
         InputError: the folder has results of another configuration, or a damaged file.
@@ -74,7 +74,7 @@ def _share(sweep: SweepConfig, runs: Iterable[Run], add: Report) -> None:
     stopped = threading.Event()
 
     def work(group: list[Run]) -> None:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as process:
             for run in group:
                 if not stopped.is_set():
                     add(process.submit(train, sweep, run).result())
@@ -88,11 +88,24 @@ def _share(sweep: SweepConfig, runs: Iterable[Run], add: Report) -> None:
             stopped.set()
 
 
+def _end_with_parent() -> None:
+    """Make this process end when the one that has started it is killed, instead of waiting for work for good."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _claim_folder(sweep: SweepConfig) -> None:
     """Keep the configuration beside the results, and refuse to add to those of another."""
     claim_folder(
         sweep.output_folder / CONFIG_NAME,
         to_mapping(sweep),
+        (RESULTS_NAME,),
         lambda found, saved: (_deciding(found), _deciding(saved)),
     )
 

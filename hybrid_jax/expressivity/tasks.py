@@ -63,8 +63,8 @@ class Task(ABC):
     ) -> Int[np.ndarray, " B"]:
         """Intervals for training.
 
-        ``num_asserts`` of them evenly spaced; for None the spacing is drawn from the powers of 2 up to ``length``, and
-        a fifth of the programs has only the last.
+        An assert after every ``length // num_asserts`` steps; for None the spacing is drawn from the powers of 2 up to
+        ``length``, and a fifth of the programs has only the last.
         """
         if num_asserts is not None:
             return np.full(num_rows, max(1, length // num_asserts))

@@ -100,11 +100,13 @@ def _train_steps(
     batches: Int32[Array, "S B T"],
 ) -> tuple[TrainState, Float32[Array, ""]]:
     """A step on each of ``batches``, and the mean loss; ``rates`` are those of the whole run."""
-    update = make_optimizer(optimizer, lambda count: rates[count], state.model).update
+    update = optax.with_extra_args_support(
+        make_optimizer(optimizer, lambda count: rates[count], state.model)
+    ).update
 
     def step(state: TrainState, ids: Int32[Array, "B T"]) -> tuple[TrainState, Float32[Array, ""]]:
         loss, gradients = jax.value_and_grad(_loss)(state.model, ids)
-        updates, opt_state = update(gradients, state.opt_state, state.model)
+        updates, opt_state = update(gradients, state.opt_state, state.model, loss=loss)
         model = optax.apply_updates(state.model, updates)
         return TrainState(step=state.step + 1, model=model, opt_state=opt_state), loss
 

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 
 import jax
+import numpy as np
 
 from hybrid_jax.checkpoints import load_orbax
 from hybrid_jax.checkpoints.orbax_io import RUN_CHECKPOINTS
@@ -54,7 +56,7 @@ def run_ladder(
     """
     runs = plan_ladder(config)
     held_out = _read_held_out(config)
-    _claim_folder(config)
+    _claim_folder(config, held_out)
     path = config.output_folder / RESULTS_NAME
     done = _done(config, runs, path)
     waiting = [
@@ -113,13 +115,23 @@ def _read_held_out(config: LadderConfig) -> HeldOut:
     return held_out
 
 
-def _claim_folder(config: LadderConfig) -> None:
+def _claim_folder(config: LadderConfig, held_out: HeldOut) -> None:
     """Keep beside the results what decides them, and refuse to add to those of something else."""
     record = {
         "config": to_mapping(config),
         "shards": {name: describe_shards(source) for name, source in config.data.sources.items()},
+        "held_out": {str(path): _digest(documents) for path, documents in held_out.items()},
     }
-    claim_folder(config.output_folder / RECORD_NAME, record, _deciding)
+    results = (RESULTS_NAME, f"*/*/{RUN_CHECKPOINTS}")
+    claim_folder(config.output_folder / RECORD_NAME, record, results, _deciding)
+
+
+def _digest(documents: Sequence[Document]) -> str:
+    """What tells the tokens of texts from all others."""
+    digest = sha256()
+    for document in documents:
+        digest.update(len(document.ids).to_bytes(8, "little") + np.asarray(document.ids, np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def _deciding(found: Record, saved: Record) -> tuple[Record, Record]:
@@ -134,6 +146,7 @@ def _deciding(found: Record, saved: Record) -> tuple[Record, Record]:
             "sizes": {name: config["sizes"][name] for name in sorted(sizes)},
             "horizons": config["horizons"][:num_horizons],
             "shards": record["shards"],
+            "held_out": record["held_out"],
         }
 
     return deciding(found), deciding(saved)

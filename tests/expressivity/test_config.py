@@ -74,6 +74,8 @@ def test_published_numbers_are_of_tasks_and_architectures_that_exist():
             {"tasks": {"recall": small_task(num_asserts=2)}},
             "tasks.recall.num_asserts: found 2, expected null",
         ),
+        ({"warmup": 50}, "tasks.state_tracking: schedule: found 50 steps of warmup .* num_steps = 6"),
+        ({"tasks": {}}, "tasks: found none"),
         ({"num_samples": 0}, "num_samples: found 0, expected at least 1"),
     ],
 )

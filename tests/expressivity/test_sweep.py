@@ -68,3 +68,15 @@ def test_results_of_another_configuration_are_refused(tmp_path, done):
     with pytest.raises(InputError, match=r"config\.yaml: .* batch_size: found 8, the folder has 4"):
         sweeps.run_sweep(small_sweep(tmp_path, batch_size=8), lambda result: None)
     assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_a_folder_without_results_is_free(tmp_path, monkeypatch):
+    def fails(sweep, run):
+        raise InputError("too short")
+
+    monkeypatch.setattr(sweeps, "train", fails)
+    with pytest.raises(InputError, match="too short"):
+        sweeps.run_sweep(small_sweep(tmp_path), lambda result: None)
+    monkeypatch.setattr(sweeps, "train", lambda sweep, run: made_up(run))
+    assert sweeps.run_sweep(small_sweep(tmp_path, batch_size=8), lambda result: None)
+    assert "batch_size: 8" in (tmp_path / "config.yaml").read_text()

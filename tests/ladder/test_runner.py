@@ -142,6 +142,26 @@ def test_other_data_are_refused(tmp_path, trained):
         run(config)
 
 
+def test_other_texts_to_evaluate_on_are_refused(tmp_path, trained):
+    config = small_ladder(tmp_path, architectures=("olmo3",), sizes={"a": small_size(8)})
+    points = run_to_the_end(config)
+    path = tmp_path / "held_out.npy"
+    before = path.read_bytes()
+    path.write_bytes(bytes([before[0] ^ 1]) + before[1:])
+    with pytest.raises(InputError, match=r"held_out\..*held_out\.npy: found '[0-9a-f]{64}', the folder has"):
+        run(config)
+    path.write_bytes(before)
+    assert run(config) == points
+
+
+def test_a_ladder_that_came_to_nothing_keeps_no_folder(tmp_path, trained):
+    config = small_ladder(tmp_path, sizes={"a": small_size(8)})
+    trained += [("", "")] * 2  # the next one is killed
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    assert run_to_the_end(replace(config, microbatch_size=8))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -168,6 +188,7 @@ def test_a_damaged_record_is_named(tmp_path, trained):
     config.output_folder.mkdir()
     for content in ("{", "[]", json.dumps({"config": 3})):
         (config.output_folder / "ladder.yaml").write_text(content)
+        (config.output_folder / RESULTS_NAME).touch()
         with pytest.raises(InputError, match=r"ladder\.yaml:.* expected"):
             run(config)
 
