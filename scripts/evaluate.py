@@ -180,7 +180,8 @@ def ruler(
         tasks: of RULER.
         num_samples: questions of each task and length.
         seed: for all that is drawn in them.
-        output: JSON lines, one for each model, task and length, written as they come; what it has is not done again.
+        output: JSON lines, one for each model, task and length, written as they come; what it has is not done again. A
+            model is known by its name and revision.
         plot: a PNG to draw: the mean over the tasks by length.
         haystack: a text file to hide needles in; the reference of the Python language if not given.
         batch_size: questions answered at once.
@@ -192,18 +193,23 @@ def ruler(
         raise InputError(f"tasks: found {', '.join(unknown)}, expected some of {', '.join(TASKS)}")
     texts = Texts(read_haystack(haystack))
     cells = read_cells(output) if output is not None and output.is_file() else []
+    at = "" if revision is None else f"@{revision}"
     asked = {
-        name: [(name, task, length, num_samples, seed) for length in lengths for task in tasks]
-        for name in models
+        model: [
+            (f"{model}{at}", task, length, num_samples, seed, dtype, texts.digest)
+            for length in lengths
+            for task in tasks
+        ]
+        for model in models
     }
-    for name in models:
-        if not missing(cells, asked[name]):
+    for model in models:
+        if not missing(cells, asked[model]):
             continue
-        loaded, folder = _load(name, dtype, revision)
+        loaded, folder = _load(model, dtype, revision)
         check_length(loaded, max(lengths))
         add_missing(
             cells,
-            asked[name],
+            asked[model],
             loaded,
             load_tokenizer(folder),
             texts,
@@ -212,7 +218,7 @@ def ruler(
             say=console.print,
         )
     found = {cell[:-1]: cell for cell in cells}
-    shown = [found[each] for name in models for each in asked[name]]
+    shown = [found[each] for model in models for each in asked[model]]
     console.print(score_table(shown))
     if plot is not None:
         plot_scores(shown, plot)

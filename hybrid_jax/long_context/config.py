@@ -50,7 +50,8 @@ class TextConfig:
     Attributes:
         shards: token shards to train on, as files or glob patterns.
         tokenizer: the folder of the tokenizer they were made with.
-        held_out: texts to score, in what ``scripts/evaluate.py text`` takes.
+        held_out: texts to score, one at least as long as the extension's rows: JSON lines, Parquet, or a folder of .txt
+            and .py files.
     """
 
     shards: tuple[str, ...]
@@ -71,9 +72,9 @@ class LongContextConfig:
         optimizer: of both stages.
         text: to learn from beside needles; null takes the Python standard library's source.
         tasks: of RULER, to learn from and to be asked.
-        needle_ratio: share of the tokens that are questions of ``tasks`` with their answers, of which only the answers
-            are trained on; the others are text.
-        lengths: tokens of the questions that are asked at the end.
+        needle_ratio: share of the tokens that are questions of ``tasks`` with their answers, of which only the last
+            line, the question itself, and the answer are trained on; the others are text.
+        lengths: tokens of the questions that are asked at the end; like the next two, may change when a study goes on.
         num_samples: questions of each task and length.
         eval_batch_size: rows scored or continued at once.
         seed: of initial values, of the order of rows and of all questions.

@@ -1,7 +1,7 @@
 """What the models learn from: text, and RULER's questions with their answers at every length that fits a row."""
 
 from collections.abc import Iterator
-from itertools import count
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +13,6 @@ from hybrid_jax.data.token_shards import LabelledDocument, write_labelled_shard
 from hybrid_jax.data.tokenizer import load_tokenizer, special_token_id
 from hybrid_jax.evaluation.ruler import Texts, make_samples, read_haystack
 from hybrid_jax.long_context.config import LongContextConfig, StageConfig
-
-# Questions written at a time: each time the size that fills a length is sought anew.
-_PORTION = 8
 
 
 class Corpus(NamedTuple):
@@ -72,20 +69,21 @@ def lengths_of(config: LongContextConfig, stage: StageConfig) -> list[int]:
 def _questions(
     config: LongContextConfig, stage: StageConfig, tokenizer: Tokenizer
 ) -> Iterator[LabelledDocument]:
-    wanted = config.needle_ratio * stage.num_steps * stage.batch_size * stage.sequence_length
+    """As many tokens of each length and task."""
+    lengths = lengths_of(config, stage)
+    tokens = config.needle_ratio * stage.num_steps * stage.batch_size * stage.sequence_length
     texts = Texts(read_haystack())
     end = special_token_id(tokenizer)
-    written = 0
-    for portion in count():
-        for length in lengths_of(config, stage):
-            for task in config.tasks:
-                # Seeds of its own: none of these questions is asked at the end.
-                seed = config.seed + 1 + portion
-                for sample in make_samples(task, tokenizer, length, _PORTION, texts, seed=seed):
-                    prompt = tokenizer.encode(sample.prompt).ids
-                    reply = [*tokenizer.encode(sample.reply).ids, end]
-                    labels = np.arange(len(prompt) + len(reply)) >= len(prompt)
-                    yield LabelledDocument(np.array(prompt + reply), labels)
-                    written += len(labels)
-                    if written >= wanted:
-                        return
+    for length in lengths:
+        wanted = ceil(tokens / len(lengths) / len(config.tasks) / length)
+        for task in config.tasks:
+            # A seed of its own: none of these questions is asked at the end.
+            samples = make_samples(
+                task, tokenizer, length, wanted, texts, seed=config.seed + 1, with_reply=True
+            )
+            for sample in samples:
+                prompt = tokenizer.encode(sample.prompt)
+                reply = [*tokenizer.encode(sample.reply).ids, end]
+                asks_from = sample.prompt.rfind("\n") + 1
+                labels = [start >= asks_from for start, _ in prompt.offsets] + [True] * len(reply)
+                yield LabelledDocument(np.array(prompt.ids + reply), np.array(labels))

@@ -1,22 +1,25 @@
 """The study: train, extend, ask. What is done is never done again, so a study that was stopped goes on."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from tokenizers import Tokenizer
 
 from hybrid_jax.atomic import write_then_rename
-from hybrid_jax.claim import claim_folder
+from hybrid_jax.checkpoints.orbax_io import RUN_CHECKPOINTS
+from hybrid_jax.claim import Record, claim_folder
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.data.config import DataConfig, SourceConfig
-from hybrid_jax.data.documents import read_texts
+from hybrid_jax.data.documents import check_input, read_texts
 from hybrid_jax.data.token_shards import label_mask_path
 from hybrid_jax.data.tokenizer import load_tokenizer
+from hybrid_jax.errors import InputError
 from hybrid_jax.evaluation import border_token_id
-from hybrid_jax.evaluation.by_position import PositionScore, bits_by_position
-from hybrid_jax.evaluation.ruler import Cell, Texts, read_haystack
+from hybrid_jax.evaluation.by_position import Piece, PositionScore, bits_by_position, cut_pieces
+from hybrid_jax.evaluation.ruler import Cell, Texts, make_samples, read_haystack
 from hybrid_jax.evaluation.ruler.report import Asked, add_missing, missing, read_cells
 from hybrid_jax.long_context.config import FAMILIES, METHODS, Family, LongContextConfig, Method, StageConfig
 from hybrid_jax.long_context.corpus import Corpus, prepare_corpus, write_needles
@@ -28,8 +31,10 @@ from hybrid_jax.yaml_config import to_mapping
 
 CELLS_NAME, POSITIONS_NAME, CONFIG_NAME = "ruler.jsonl", "positions.json", "config.yaml"
 LABELS = {"olmo_hybrid": "OLMo Hybrid", "olmo3": "OLMo 3", "yarn": "YaRN", "drope": "DRoPE"}
-# A mixture takes from text as often as its share asks; the standard library is small.
+# A mixture takes of a source as often as its share asks; the standard library is small.
 _MAX_REPETITION = 1e6
+# What is asked of trained models, and how: free to change between two starts in one folder.
+_FREE = ("output_folder", "eval_batch_size", "lengths", "num_samples")
 
 Say = Callable[[str], None]
 
@@ -46,27 +51,45 @@ class Scores(NamedTuple):
     positions: dict[str, list[PositionScore]]
 
 
+class Exam(NamedTuple):
+    """What every model is scored on.
+
+    Attributes:
+        tokenizer: of all models.
+        texts: that RULER's questions are made of.
+        pieces: of held-out text.
+    """
+
+    tokenizer: Tokenizer
+    texts: Texts
+    pieces: list[Piece]
+
+
 def run_study(config: LongContextConfig, say: Say, devices: Sequence[jax.Device] | None = None) -> Scores:
     """Do what the output folder lacks of the study, on ``devices`` or all there are, and return its scores.
 
     Raises:
-        InputError: the folder holds another study, or as training and evaluation.
+        InputError: the folder holds another study, or as training and evaluation; before anything is trained where a
+            question or the held-out text is too short.
         OSError: a file cannot be read or written.
     """
     _claim_folder(config)
     corpus = prepare_corpus(config)
+    exam = _prepare_exam(config, corpus)
     scores = _read_scores(config.output_folder)
+    wanted: set[Asked] = set()
     for family in FAMILIES:
         for method in METHODS:
             name = f"{LABELS[family]}, {LABELS[method]}"
-            if _is_scored(config, scores, name):
+            asked = _asked(config, exam, name, config.models[family].dtype)
+            wanted.update(asked)
+            if name in scores.positions and not missing(scores.cells, asked):
                 continue
             say(f"{name}: training")
             train(pretraining_run(config, corpus, family), devices)
             model = train(extension_run(config, corpus, family, method), devices).model
-            say(f"{name}: asking")
-            _score(config, corpus, scores, name, model)
-    return scores
+            _score(config, exam, scores, name, asked, model, say)
+    return scores._replace(cells=[cell for cell in scores.cells if cell[:-1] in wanted])
 
 
 def pretraining_run(config: LongContextConfig, corpus: Corpus, family: Family) -> RunConfig:
@@ -111,6 +134,7 @@ def _run(
             paths=(str(needles),),
             label_mask_paths=(str(label_mask_path(needles)),),
             ratio=config.needle_ratio,
+            max_repetition=_MAX_REPETITION,
         ),
     }
     return RunConfig(
@@ -123,6 +147,7 @@ def _run(
         model=model,
         data=DataConfig(
             sources=sources,
+            num_tokens=stage.num_steps * stage.batch_size * stage.sequence_length,
             sequence_length=stage.sequence_length,
             seed=config.seed,
             packing="best_fit",
@@ -134,24 +159,45 @@ def _run(
     )
 
 
-def _score(config: LongContextConfig, corpus: Corpus, scores: Scores, name: str, model: CausalLM) -> None:
+def _prepare_exam(config: LongContextConfig, corpus: Corpus) -> Exam:
+    """Read and try what models are scored on, so that what is wrong with it is known before they are trained."""
+    tokenizer, texts = load_tokenizer(corpus.tokenizer_folder), Texts(read_haystack())
+    for task in config.tasks:
+        make_samples(task, tokenizer, config.lengths[0], 1, texts, seed=config.seed)
+    check_input(corpus.held_out)
+    held_out = list(read_texts(corpus.held_out, "text", (".txt", ".py")))
+    try:
+        pieces = cut_pieces(tokenizer, held_out, config.extension.sequence_length)
+    except InputError as error:
+        raise InputError(f"{corpus.held_out}: {error}") from None
+    return Exam(tokenizer, texts, pieces)
+
+
+def _score(
+    config: LongContextConfig,
+    exam: Exam,
+    scores: Scores,
+    name: str,
+    asked: Sequence[Asked],
+    model: CausalLM,
+    say: Say,
+) -> None:
     """Add to ``scores``, in memory and on disk, what they lack of a model's."""
-    tokenizer = load_tokenizer(corpus.tokenizer_folder)
     add_missing(
         scores.cells,
-        _asked(config, name),
+        asked,
         model,
-        tokenizer,
-        Texts(read_haystack()),
+        exam.tokenizer,
+        exam.texts,
         batch_size=config.eval_batch_size,
         path=config.output_folder / CELLS_NAME,
+        say=say,
     )
     if name not in scores.positions:
-        held_out = list(read_texts(corpus.held_out, "text", (".txt", ".py")))
+        say(f"{name}: {len(exam.pieces)} pieces of held-out text")
         scores.positions[name] = bits_by_position(
             model,
-            tokenizer,
-            held_out,
+            exam.pieces,
             position_edges(config),
             border_token_id(model.config),
             batch_size=config.eval_batch_size,
@@ -160,14 +206,12 @@ def _score(config: LongContextConfig, corpus: Corpus, scores: Scores, name: str,
             temporary.write_text(json.dumps(scores.positions) + "\n", encoding="utf-8")
 
 
-def _asked(config: LongContextConfig, name: str) -> Iterator[Asked]:
-    for length in config.lengths:
-        for task in config.tasks:
-            yield name, task, length, config.num_samples, config.seed
-
-
-def _is_scored(config: LongContextConfig, scores: Scores, name: str) -> bool:
-    return name in scores.positions and not missing(scores.cells, _asked(config, name))
+def _asked(config: LongContextConfig, exam: Exam, name: str, dtype: str) -> list[Asked]:
+    return [
+        (name, task, length, config.num_samples, config.seed, dtype, exam.texts.digest)
+        for length in config.lengths
+        for task in config.tasks
+    ]
 
 
 def _read_scores(folder: Path) -> Scores:
@@ -183,6 +227,12 @@ def _claim_folder(config: LongContextConfig) -> None:
     """Keep the configuration in the folder, and refuse one that holds another study."""
     claim_folder(
         config.output_folder / CONFIG_NAME,
-        {name: value for name, value in to_mapping(config).items() if name != "output_folder"},
-        lambda found, saved: (found, saved),
+        to_mapping(config),
+        (CELLS_NAME, POSITIONS_NAME, f"*/*/{RUN_CHECKPOINTS}", "data/needles_*.npy"),
+        lambda found, saved: (_deciding(found), _deciding(saved)),
     )
+
+
+def _deciding(record: Record) -> Record:
+    """What decides what is trained."""
+    return {name: value for name, value in record.items() if name not in _FREE}

@@ -8,7 +8,7 @@ import pytest
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.data.tokenizer import train_tokenizer
 from hybrid_jax.errors import InputError
-from hybrid_jax.evaluation.by_position import bits_by_position, bytes_by_token
+from hybrid_jax.evaluation.by_position import bits_by_position, bytes_by_token, cut_pieces
 from hybrid_jax.models import create_model
 from tests.evaluation.models import one_pass
 from tests.training.toy import ATTENTION_ONLY
@@ -44,15 +44,19 @@ def test_bytes_of_tokens_make_up_the_text(tokenizer, text):
         assert sizes[:stop].sum() == len(text[: max(each[1] for each in encoding.offsets[:stop])].encode())
 
 
-def test_ranges_are_those_of_one_long_pass(model, tokenizer):
-    edges = [0, 4, 11, 20]
-    found = bits_by_position(model, tokenizer, TEXTS, edges, 0, window=8, batch_size=2)
-    bits, sizes = np.zeros(20), np.zeros(20)
-    for text in TEXTS[:2]:
+def test_pieces_are_read_from_their_own_beginnings(model, tokenizer):
+    edges = [0, 4, 9, 12]
+    pieces = cut_pieces(tokenizer, TEXTS, 12)
+    found = bits_by_position(model, pieces, edges, 0, window=8, batch_size=2)
+    bits, sizes, num_pieces = np.zeros(12), np.zeros(12), 0
+    for text in TEXTS:
         encoding = tokenizer.encode(text, add_special_tokens=False)
-        bits -= one_pass(model, [0, *encoding.ids[:20]])[0] / math.log(2)
-        sizes += bytes_by_token(text, encoding.offsets[:20])
-    assert [(each.start, each.stop) for each in found] == [(0, 4), (4, 11), (11, 20)]
+        for start in range(0, len(encoding.ids) // 12 * 12, 12):
+            bits -= one_pass(model, [0, *encoding.ids[start : start + 12]])[0] / math.log(2)
+            sizes += bytes_by_token(text, encoding.offsets)[start : start + 12]
+            num_pieces += 1
+    assert len(pieces) == num_pieces > 2
+    assert [(each.start, each.stop) for each in found] == [(0, 4), (4, 9), (9, 12)]
     for each in found:
         expected = bits[each.start : each.stop].sum() / sizes[each.start : each.stop].sum()
         assert each.bits_per_byte == pytest.approx(expected, rel=1e-5)
@@ -61,9 +65,11 @@ def test_ranges_are_those_of_one_long_pass(model, tokenizer):
 @pytest.mark.parametrize("edges", [[0], [4, 2], [-1, 3], [2, 2]])
 def test_edges_ascend(model, tokenizer, edges):
     with pytest.raises(InputError, match="edges: found"):
-        bits_by_position(model, tokenizer, TEXTS, edges, 0)
+        bits_by_position(model, cut_pieces(tokenizer, TEXTS, 5), edges, 0)
 
 
-def test_texts_must_be_long_enough(model, tokenizer):
+def test_texts_and_pieces_must_be_long_enough(model, tokenizer):
     with pytest.raises(InputError, match=r"texts: found none of 9000 tokens \(the longest has \d+\)"):
-        bits_by_position(model, tokenizer, TEXTS, [0, 9000], 0)
+        cut_pieces(tokenizer, [*TEXTS, ""], 9000)
+    with pytest.raises(InputError, match="pieces: found one of 5 tokens, expected at least 6"):
+        bits_by_position(model, cut_pieces(tokenizer, TEXTS, 5), [0, 6], 0)

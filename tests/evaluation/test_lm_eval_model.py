@@ -17,6 +17,7 @@ from hybrid_jax.evaluation import lm_eval_model, run_tasks
 from hybrid_jax.evaluation.lm_eval_model import _Answers
 from hybrid_jax.generation import generate
 from hybrid_jax.models import create_model
+from scripts import evaluate
 from tests.tolerances import LM_EVAL_LOG_LIKELIHOOD
 from tests.training.toy import ATTENTION_ONLY
 
@@ -131,6 +132,21 @@ def test_tasks_come_out_as_with_transformers(setting, tasks):
                 assert found["results"][name][metric] == pytest.approx(value, abs=1e-4, rel=1e-4), metric
     answers = [answer for sample in found["samples"]["choices"] for (answer,) in sample["resps"]]
     assert {is_greedy for _, is_greedy in answers} == {False, True}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_script_shows_and_keeps_results(setting, tasks, tmp_path, capsys):
+    output = tmp_path / "results.json"
+    command = f"tasks {setting.folder} choices continue --folder {tasks} --limit 3 --max-length {MAX_LENGTH}"
+    evaluate.app.cli(args=[*command.split(), "--window", "64", "--output", str(output)])
+    kept = json.loads(output.read_text())
+    ours = lm_eval_model(setting.model, setting.folder, max_length=MAX_LENGTH, window=64)
+    expected = run_tasks(ours, ["choices", "continue"], folder=tasks, limit=3)
+    assert kept["n-samples"]["choices"] == {"original": 8, "effective": 3}
+    assert kept["results"] == json.loads(json.dumps(expected["results"]))
+    shown = [[cell.strip() for cell in line.split("│")[1:4]] for line in capsys.readouterr().out.splitlines()]
+    for task, metric in (("choices", "acc"), ("choices", "acc_norm"), ("continue", "exact_match")):
+        assert [task, metric, f"{expected['results'][task][f'{metric},none']:.4f}"] in shown
 
 
 def compare_samples(found, expected):

@@ -112,15 +112,20 @@ def test_two_models_side_by_side(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "score_task", None)
     monkeypatch.setattr(evaluate, "_load", None)
     evaluate.app.cli(args=command)
+    # Other weights, another precision and another haystack are other questions.
+    (tmp_path / "prose.txt").write_text("One sentence. Another one.")
+    for other in (["--dtype", "bfloat16"], ["--haystack", str(tmp_path / "prose.txt")], ["--revision", "v2"]):
+        with pytest.raises(TypeError):
+            evaluate.app.cli(args=[*command, *other])
     with pytest.raises(InputError, match="tasks: found qa, expected some of niah_single_1"):
         evaluate.app.cli(args=["ruler", str(folder), "--tasks", "qa"])
 
 
 CELLS = [
-    Cell("a", "vt", 4096, 10, 0, 40.0),
-    Cell("a", "cwe", 4096, 10, 0, 60.0),
-    Cell("a", "vt", 512, 10, 0, 80.0),
-    Cell("b", "vt", 512, 10, 0, 20.0),
+    Cell("a", "vt", 4096, 10, 0, "float32", "c0ffee", 40.0),
+    Cell("a", "cwe", 4096, 10, 0, "float32", "c0ffee", 60.0),
+    Cell("a", "vt", 512, 10, 0, "float32", "c0ffee", 80.0),
+    Cell("b", "vt", 512, 10, 0, "float32", "c0ffee", 20.0),
 ]
 
 

@@ -1,5 +1,6 @@
 """The whole study with models of one and two layers: its stages, its scores, and that nothing is done twice."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from hybrid_jax.data.token_shards import label_mask_path, open_shard, write_shar
 from hybrid_jax.data.tokenizer import encode_documents, load_tokenizer, save_tokenizer, train_tokenizer
 from hybrid_jax.errors import InputError
 from hybrid_jax.evaluation.ruler import make_samples, read_haystack
+from hybrid_jax.evaluation.ruler import report as ruler_report
 from hybrid_jax.evaluation.ruler.texts import Texts
 from hybrid_jax.long_context import study
 from hybrid_jax.long_context.config import LongContextConfig, StageConfig, TextConfig
 from hybrid_jax.long_context.corpus import lengths_of, prepare_corpus, write_needles
 from hybrid_jax.long_context.figure import draw
 from hybrid_jax.training.schedule import ScheduleConfig
+from hybrid_jax.training.start import StartConfig
 from hybrid_jax.yaml_config import load
 
 VOCAB_SIZE = 2000
@@ -108,26 +111,80 @@ def test_what_is_done_is_not_done_again(scores, config, monkeypatch):
 
 
 @pytest.mark.slow
+def test_extension_begins_with_what_pretraining_ended_with(scores, config):
+    for family in ("olmo_hybrid", "olmo3"):
+        for method in ("yarn", "drope"):
+            start = json.loads((config.output_folder / family / method / "start.json").read_text())
+            assert str(config.output_folder / family / "pretraining") in json.dumps(start)
+
+
+@pytest.mark.slow
 def test_a_folder_of_another_study_is_refused(scores, config):
     with pytest.raises(
-        InputError,
-        match=r"made from something else, .*num_samples: found 2, the folder has 1",
+        InputError, match=r"made from something else, .*needle_ratio: found 0.25, the folder has 0.5"
     ):
-        study.run_study(replace(config, num_samples=2), print, jax.devices()[:1])
+        study.run_study(replace(config, needle_ratio=0.25), print, jax.devices()[:1])
 
 
-def test_questions_are_learnt_from_their_answers_only(config):
+@pytest.mark.slow
+def test_other_questions_are_asked_of_the_same_models(scores, config, monkeypatch):
+    monkeypatch.setattr(ruler_report, "score_task", lambda *arguments, **settings: 50.0)
+    more = study.run_study(replace(config, num_samples=2), print, jax.devices()[:1])
+    assert [(cell.model, cell.num_samples, cell.score) for cell in more.cells] == [
+        (name, 2, 50.0) for name in NAMES
+    ]
+    assert more.positions == scores.positions
+    assert study.run_study(config, print, jax.devices()[:1]) == scores
+
+
+def test_extension_takes_over_weights_and_moments(config):
+    corpus = prepare_corpus(config)
+    run = study.extension_run(config, corpus, "olmo3", "yarn")
+    assert run.start_from == StartConfig(
+        path=str(config.output_folder / "olmo3/pretraining"),
+        optimizer_state=True,
+        model_changes=("rope_parameters", "max_position_embeddings"),
+    )
+    assert run.output_folder == config.output_folder / "olmo3/yarn"
+    assert study.pretraining_run(config, corpus, "olmo3").output_folder == Path(run.start_from.path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ("niah_multiquery",), "lengths": (64,)}, "length: found 64 tokens, expected at least"),
+        ({"text": "missing"}, "missing: found no such file or folder"),
+        ({"text": "short"}, r"short: texts: found none of 1024 tokens"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_before_anything_is_trained(
+    config, tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.setattr(study, "train", None)
+    if "text" in changes:
+        held_out = tmp_path / changes["text"]
+        changes = {"text": replace(config.text, held_out=held_out)}
+        if held_out.name == "short":
+            held_out.mkdir()
+            (held_out / "a.txt").write_text("a b c")
+    with pytest.raises(InputError, match=message):
+        study.run_study(replace(config, output_folder=tmp_path / "study", **changes), print)
+
+
+def test_questions_are_learnt_from_their_last_line_and_their_answers_only(config):
     corpus = prepare_corpus(config)
     path = write_needles(config, config.extension, corpus)
     tokens = open_shard(path, VOCAB_SIZE).read(0, len(open_shard(path, VOCAB_SIZE)))
     labels = np.fromfile(label_mask_path(path), bool)
-    assert len(tokens) >= 0.5 * 2 * 2 * 1024
-    tokenizer = load_tokenizer(corpus.tokenizer_folder)
-    first = make_samples("fwe", tokenizer, 512, 1, Texts(read_haystack()), seed=1)[0]
+    assert 0.9 <= len(tokens) / (0.5 * 2 * 2 * 1024) <= 1.5
+    tokenizer, texts = load_tokenizer(corpus.tokenizer_folder), Texts(read_haystack())
+    first = make_samples("fwe", tokenizer, 512, 1, texts, seed=1, with_reply=True)[0]
     end = int(np.flatnonzero(tokens == 0)[0]) + 1
+    assert 480 < end <= 512, "a row is filled"
     assert tokenizer.decode(tokens[: end - 1].tolist()) == first.prompt + first.reply
-    assert tokenizer.decode(tokens[:end][labels[:end]].tolist()) == first.reply
-    asked = make_samples("fwe", tokenizer, 512, 1, Texts(read_haystack()), seed=config.seed)[0]
+    learnt = first.prompt.rpartition("\n")[2] + first.reply
+    assert tokenizer.decode(tokens[:end][labels[:end]].tolist()) == learnt
+    asked = make_samples("fwe", tokenizer, 512, 1, texts, seed=config.seed)[0]
     assert asked != first
 
 

@@ -15,7 +15,7 @@ from hybrid_jax.evaluation.ruler.texts import Texts
 from hybrid_jax.models import CausalLM
 
 # All of a cell but its score.
-Asked = tuple[str, str, int, int, int]
+Asked = tuple[str, str, int, int, int, str, str]
 
 # OLMo Hybrid's report, the 7B models after extension to 65,536 tokens: the mean over RULER's thirteen tasks.
 _LENGTHS = (4096, 8192, 16384, 32768, 65536)
@@ -78,7 +78,7 @@ def add_missing(
     ``say`` gets a line before each. Raises what ``score_task`` and ``write_cells`` do.
     """
     for each in missing(cells, asked):
-        name, task, length, num_samples, seed = each
+        name, task, length, num_samples, seed, *_ = each
         say(f"{name}: {task} at {length:,} tokens")
         score = score_task(
             model, tokenizer, task, length, texts, num_samples=num_samples, seed=seed, batch_size=batch_size

@@ -27,6 +27,8 @@ class Cell(NamedTuple):
         length: tokens of each question and its answer, at most.
         num_samples: how many questions.
         seed: that they were made from.
+        dtype: of the model's weights and matmuls.
+        haystack: ``Texts.digest`` of what they were made from.
         score: 0 to 100, the mean over the questions.
     """
 
@@ -35,6 +37,8 @@ class Cell(NamedTuple):
     length: int
     num_samples: int
     seed: int
+    dtype: str
+    haystack: str
     score: float
 
 

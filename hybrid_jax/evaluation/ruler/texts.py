@@ -2,6 +2,7 @@
 
 import re
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 from wonderwords import RandomWord
@@ -30,6 +31,11 @@ class Texts:
         if not haystack.strip():
             raise InputError("haystack: found no words, expected text")
         self.sentences = [" ".join(part.split()) for part in _END_OF_SENTENCE.split(haystack.strip())]
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells this haystack from others: 12 hexadecimal digits."""
+        return sha256(" ".join(self.sentences).encode()).hexdigest()[:12]
 
     @cached_property
     def adjectives(self) -> list[str]:
