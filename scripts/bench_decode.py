@@ -27,7 +27,7 @@ from hybrid_jax.config import ModelConfig
 from hybrid_jax.errors import InputError
 from hybrid_jax.generation import stream
 from hybrid_jax.generation.api import cache_capacity
-from hybrid_jax.models import CausalLM
+from hybrid_jax.models import CausalLM, count_parameters
 from hybrid_jax.models.cache import init_cache
 from hybrid_jax.models.paths import parameter_path
 
@@ -41,6 +41,13 @@ _SMALL: dict[str, Any] = {
     "num_attention_heads": 6,
     "eos_token_id": None,
     "pad_token_id": None,
+}
+# Its MLPs are as much wider as brings it to the hybrid's number of parameters.
+_SMALL_OLMO3: dict[str, Any] = {
+    **_SMALL,
+    "model_type": "olmo3",
+    "sliding_window": 4096,
+    "intermediate_size": 1216,
 }
 
 
@@ -86,8 +93,7 @@ class Bench:
             return ModelConfig.preset("olmo3_7b", **settings), ModelConfig.preset(
                 "olmo_hybrid_7b", **settings
             )
-        olmo3: dict[str, Any] = {"model_type": "olmo3", "sliding_window": 4096}
-        return ModelConfig(**_SMALL, **settings, **olmo3), ModelConfig(**_SMALL, **settings)
+        return ModelConfig(**_SMALL_OLMO3, **settings), ModelConfig(**_SMALL, **settings)
 
 
 def main() -> None:
@@ -95,7 +101,8 @@ def main() -> None:
     bench = tyro.cli(Bench, description=__doc__)
     console = Console(highlight=False)
     models = [random_model(config) for config in bench.configs()]
-    table = Table(title=f"decoding, {bench.size}, batch {bench.batch_size}, {bench.dtype}")
+    sizes = " and ".join(f"{count_parameters(model.config) / 1e6:,.1f}M" for model in models)
+    table = Table(title=f"decoding, {sizes} parameters, batch {bench.batch_size}, {bench.dtype}")
     for column in (
         "context",
         "OLMo 3 ms/token",
