@@ -1,11 +1,13 @@
-"""Log-probabilities of continuations of contexts; a context that several share is read once.
+"""Log-probabilities of continuations of contexts; what several contexts share is read once.
 
-The four answers to a question, for example: the question is read, and its cache copied to a row for each answer.
+The four answers to a question, for example: the question is read, and its cache copied to a row for each answer. So are
+the examples before it, and their cache copied to a row for each question.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,49 +34,126 @@ _CONTEXT_WINDOW = 128
 _SHORTEST, _GROWTH = 8, 4
 
 
+class _Trunk(NamedTuple):
+    """What all contexts of a family begin with.
+
+    Attributes:
+        num_tokens: of it, whole windows.
+        cache: of one row that has read it.
+    """
+
+    num_tokens: int
+    cache: Cache
+
+
 def score_continuations(
     model: CausalLM, stretches: Sequence[Stretch], *, window: int = 512, batch_size: int = 8
 ) -> list[TokenScores]:
-    """What ``score_stretches`` gives, with equal contexts (``ids[:num_context]``) read once."""
+    """What ``score_stretches`` gives, with equal contexts (``ids[:num_context]``) read once.
+
+    What different contexts begin with, as the examples before a question, is read once as well, in whole windows.
+    """
     groups: dict[bytes, list[int]] = defaultdict(list)
     for number, stretch in enumerate(stretches):
-        groups[stretch.ids[: stretch.num_context].astype(np.int32).tobytes()].append(number)
-    alone, shared = [], []
-    for numbers in groups.values():
-        if len(numbers) > 1 and stretches[numbers[0]].num_context >= _FEWEST_SHARED:
-            shared.append(numbers)
-        else:
-            alone.extend(numbers)
+        groups[_context(stretch).tobytes()].append(number)
+    alone, shared, families = _divide(stretches, groups.values())
     members = [stretches[number] for number in alone]
     found = score_stretches(model, members, window=window, batch_size=batch_size)
     scores = dict(zip(alone, found, strict=True))
-    shared.sort(key=lambda numbers: stretches[numbers[0]].num_context, reverse=True)
-    for first in range(0, len(shared), batch_size):
-        batch = shared[first : first + batch_size]
-        scores.update(_score_shared(model, stretches, batch, window, batch_size))
+    for family in families:
+        scores.update(_score_family(model, stretches, family, window, batch_size))
+    for batch in _batches(stretches, shared, batch_size):
+        size = _size_of_cache(stretches, batch, window)
+        scores.update(_score_batch(model, stretches, batch, size, None, batch_size))
     return [scores[number] for number in range(len(stretches))]
 
 
-def _score_shared(
+def _context(stretch: Stretch) -> Int[np.ndarray, " n"]:
+    return stretch.ids[: stretch.num_context].astype(np.int32)
+
+
+def _divide(
+    stretches: Sequence[Stretch], groups: Iterable[list[int]]
+) -> tuple[list[int], list[list[int]], list[list[list[int]]]]:
+    """Stretches to score by themselves, groups of one context, and families of groups that begin alike."""
+    alone: list[int] = []
+    shared: list[list[int]] = []
+    families: dict[bytes, list[list[int]]] = defaultdict(list)
+    for numbers in groups:
+        context = _context(stretches[numbers[0]])
+        # A context's last token is not read with it.
+        beginning = context[:_CONTEXT_WINDOW].tobytes() if len(context) > _CONTEXT_WINDOW else b""
+        families[beginning].append(numbers)
+    large = [family for beginning, family in families.items() if beginning and len(family) > 1]
+    for beginning, family in families.items():
+        if beginning and len(family) > 1:
+            continue
+        for numbers in family:
+            if len(numbers) > 1 and stretches[numbers[0]].num_context >= _FEWEST_SHARED:
+                shared.append(numbers)
+            else:
+                alone.extend(numbers)
+    return alone, shared, large
+
+
+def _batches(
+    stretches: Sequence[Stretch], groups: Iterable[list[int]], batch_size: int
+) -> Iterator[list[list[int]]]:
+    """Groups of similar contexts, the longest first."""
+    longest_first = sorted(groups, key=lambda numbers: stretches[numbers[0]].num_context, reverse=True)
+    for first in range(0, len(longest_first), batch_size):
+        yield longest_first[first : first + batch_size]
+
+
+def _score_family(
     model: CausalLM,
     stretches: Sequence[Stretch],
-    groups: Sequence[Sequence[int]],
+    family: Sequence[list[int]],
     window: int,
     batch_size: int,
 ) -> Iterator[tuple[int, TokenScores]]:
-    """Number and scores of the stretches of groups that share a context, at most ``batch_size`` groups."""
-    num_rows = min(batch_size, power_of_two(len(groups), at_least=1))
-    row_of = {number: row for row, numbers in enumerate(groups) for number in numbers}
-    # The context's last token is read with the continuation, whose first token it foretells.
-    tails = {
-        number: Stretch(stretches[number].ids[stretches[number].num_context - 1 :], 1) for number in row_of
-    }
-    longest_first = sorted(row_of, key=lambda number: len(tails[number].ids), reverse=True)
-    longest_tail = _padded_length(tails[longest_first[0]])
+    """Number and scores of the stretches of groups whose contexts begin with the same window at least."""
+    contexts = [_context(stretches[numbers[0]]) for numbers in family]
+    shortest = min(map(len, contexts)) - 1
+    heads = np.stack([context[:shortest] for context in contexts])
+    differ = np.flatnonzero(np.any(heads != heads[0], axis=0))
+    num_common = int(differ[0] if len(differ) else shortest) // _CONTEXT_WINDOW * _CONTEXT_WINDOW
+    size = _size_of_cache(stretches, family, window)
+    beginning = Labelled.nothing(1, num_common)
+    beginning.put(0, 0, 1, Stretch(contexts[0][: num_common + 1], num_common + 1))
+    trunk = _Trunk(num_common, _read_windows(model, empty_cache(model.config, 1, *size), beginning, 0))
+    for batch in _batches(stretches, family, batch_size):
+        yield from _score_batch(model, stretches, batch, size, trunk, batch_size)
 
-    cache = _read_contexts(
-        model, [stretches[numbers[0]] for numbers in groups], num_rows, longest_tail, window
-    )
+
+def _size_of_cache(
+    stretches: Sequence[Stretch], groups: Sequence[Sequence[int]], window: int
+) -> tuple[int, int]:
+    """Slots for a context and its continuation, and most tokens read at once."""
+    longest = max(stretches[numbers[0]].num_context for numbers in groups) - 1
+    tail = max(_padded_length(_tail(stretches[number])) for numbers in groups for number in numbers)
+    return power_of_two(longest + tail, at_least=window), max(_CONTEXT_WINDOW, tail)
+
+
+def _tail(stretch: Stretch) -> Stretch:
+    """The continuation and the context's last token, with which it is read, as it foretells the first."""
+    return Stretch(stretch.ids[stretch.num_context - 1 :], 1)
+
+
+def _score_batch(
+    model: CausalLM,
+    stretches: Sequence[Stretch],
+    groups: Sequence[Sequence[int]],
+    size: tuple[int, int],
+    trunk: _Trunk | None,
+    batch_size: int,
+) -> Iterator[tuple[int, TokenScores]]:
+    """Number and scores of the stretches of at most ``batch_size`` groups, each of which shares a context."""
+    num_rows = min(batch_size, power_of_two(len(groups), at_least=1))
+    cache = _read_contexts(model, [stretches[numbers[0]] for numbers in groups], num_rows, size, trunk)
+    row_of = {number: row for row, numbers in enumerate(groups) for number in numbers}
+    tails = {number: _tail(stretches[number]) for number in row_of}
+    longest_first = sorted(row_of, key=lambda number: len(tails[number].ids), reverse=True)
     parts: list[Scores] = []
     for first in range(0, len(longest_first), num_rows):
         members = longest_first[first : first + num_rows]
@@ -91,31 +170,47 @@ def _score_shared(
 
 
 def _read_contexts(
-    model: CausalLM, stretches: Sequence[Stretch], num_rows: int, longest_tail: int, window: int
+    model: CausalLM,
+    stretches: Sequence[Stretch],
+    num_rows: int,
+    size: tuple[int, int],
+    trunk: _Trunk | None,
 ) -> Cache:
-    """The cache after each stretch's context but its last token, with room for ``longest_tail`` tokens more."""
+    """The cache after each stretch's context but its last token; the first context is the longest."""
     longest = stretches[0].num_context - 1
     tokens = Labelled.nothing(num_rows, -(-longest // _CONTEXT_WINDOW) * _CONTEXT_WINDOW)
     for row, stretch in enumerate(stretches):
         context = stretch.ids[: stretch.num_context]
         tokens.put(row, 0, 1, Stretch(context, len(context)))
-    capacity = power_of_two(longest + longest_tail, at_least=window)
-    cache = empty_cache(model.config, num_rows, capacity, max(_CONTEXT_WINDOW, longest_tail))
-    for start in range(0, tokens.ids.shape[1], _CONTEXT_WINDOW):
+    if trunk is None:
+        return _read_windows(model, empty_cache(model.config, num_rows, *size), tokens, 0)
+    cache = _fork(trunk.cache, np.zeros(num_rows, np.int32))
+    return _read_windows(model, cache, tokens, trunk.num_tokens)
+
+
+def _read_windows(model: CausalLM, cache: Cache, tokens: Labelled, begin: int) -> Cache:
+    """The cache after the tokens from slot ``begin`` on."""
+    for start in range(begin, tokens.ids.shape[1], _CONTEXT_WINDOW):
         part = Labelled(*(x[:, start : start + _CONTEXT_WINDOW] for x in tokens))
         cache, _ = read_on(model, cache, part)
     return cache
 
 
 @jax.jit
-def _read_forks(model: CausalLM, cache: Cache, rows: Int[Array, " B"], tokens: Labelled) -> Scores:
-    """Read each row of ``tokens`` after a copy of row ``rows`` of the cache."""
+def _fork(cache: Cache, rows: Int[Array, " B"]) -> Cache:
+    """Copies of the given rows."""
     # In a layer's cache the dimension of repeats comes first.
     layers = jax.tree.map(lambda leaf: leaf[:, rows], cache.layers)
     row = {
         name: getattr(cache, name)[rows] for name in ("length", "document", "segment_id", "document_start")
     }
-    forks = replace(cache, layers=layers, **row)
+    return replace(cache, layers=layers, **row)
+
+
+@jax.jit
+def _read_forks(model: CausalLM, cache: Cache, rows: Int[Array, " B"], tokens: Labelled) -> Scores:
+    """Read each row of ``tokens`` after a copy of row ``rows`` of the cache."""
+    forks = _fork(cache, rows)
     ids, segment_ids, labels = map(jnp.asarray, tokens)
     hidden, _ = model.hidden_states_and_cache(ids, segment_ids, None, forks)
     return score_labels(model, hidden, labels)

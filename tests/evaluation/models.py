@@ -10,7 +10,7 @@ from hybrid_jax.config.rope import Rope, RopeParameters
 from hybrid_jax.models import CausalLM, create_model
 from tests.training.toy import MODEL, VOCAB_SIZE, toy_model
 
-LONGEST = 160
+LONGEST = 410
 
 
 @cache

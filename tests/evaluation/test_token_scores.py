@@ -31,29 +31,60 @@ def test_stretches_score_as_in_one_long_pass_however_they_are_read(model):
     assert_as_in_one_pass(model, stretches, scores)
 
 
-def test_continuations_of_shared_contexts_score_as_each_alone_and_the_context_is_read_once(
-    model, monkeypatch
-):
-    read = []
+@pytest.fixture
+def read(monkeypatch) -> list[int]:
+    """How many tokens were read, each time, by what reads contexts and their continuations."""
+    counts: list[int] = []
 
     def count(number, original):
         def wrapped(*arguments):
-            read.append(np.count_nonzero(arguments[number].segment_ids))
+            counts.append(np.count_nonzero(arguments[number].segment_ids))
             return original(*arguments)
 
         return wrapped
 
     monkeypatch.setattr(continuations, "read_on", count(2, continuations.read_on))
     monkeypatch.setattr(continuations, "_read_forks", count(3, continuations._read_forks))
+    return counts
+
+
+def continued(contexts, tails):
+    return [
+        Stretch(np.concatenate([context, tail]), len(context))
+        for context, tail in zip(contexts, tails, strict=True)
+    ]
+
+
+def test_what_contexts_begin_with_is_read_once(model, read):
+    """The examples before questions, here of two subjects; the third's are met once only."""
+    first, second, third = random_ids(260, 129, 140)
+    ends = random_ids(5, 140, 1, 7, 3)
+    contexts = [
+        np.concatenate([first, ends[0]]),
+        np.concatenate([first, ends[1]]),
+        first[:257],
+        np.concatenate([second, ends[2]]),
+        np.concatenate([second, ends[3]]),
+        np.concatenate([second, ends[3]]),
+        third,
+    ]
+    tails = random_ids(2, 1, 4, 3, 2, 1, 6)
+    stretches = continued(contexts, tails)
+    scores = score_continuations(model, stretches, window=17, batch_size=2)
+    assert_as_in_one_pass(model, stretches, scores)
+    # Whole windows of 128 are shared; a context's last token is read with what continues it.
+    of_first = 256 + sum(len(context) - 1 - 256 for context in contexts[:3])
+    of_second = 128 + sum(len(context) - 1 - 128 for context in contexts[3:5])
+    assert sum(read) == of_first + of_second + sum(map(len, tails[:6]))
+
+
+def test_continuations_of_shared_contexts_score_as_each_alone_and_the_context_is_read_once(model, read):
     # Of more and of less than the 128 tokens read at once; too short to be worth it; with one continuation only.
     long, middle, short, own = random_ids(140, 30, 4, 9)
     likeliest = np.argmax(logits_of(model, middle)[-1:], axis=1)
     tails = [*random_ids(1, 3, 7), likeliest, *random_ids(2, 1, 4, 5)]
     contexts = [long, middle, long, middle, middle, short, short, own]
-    stretches = [
-        Stretch(np.concatenate([context, tail]), len(context))
-        for context, tail in zip(contexts, tails, strict=True)
-    ]
+    stretches = continued(contexts, tails)
     scores = score_continuations(model, stretches, window=17, batch_size=2)
     assert_as_in_one_pass(model, stretches, scores)
     assert scores[3].greedy.tolist() == [True]
