@@ -2,13 +2,14 @@
 
 import ast
 import re
+import sys
 
 import jupytext
 import nbformat
 import pytest
 
 from hybrid_jax.errors import InputError
-from scripts.run_notebooks import execute
+from scripts import run_notebooks
 from tests.house.source import ROOT
 
 FOLDER = ROOT / "notebooks"
@@ -89,8 +90,37 @@ def test_is_small(path):
     assert path.stat().st_size < MAX_BYTES
 
 
+def test_every_notebook_shows_what_its_text_speaks_of(path, notebook):
+    """What a run that found results of an earlier one, or no torch, would leave out."""
+    said = "\n".join(map(shown_text, outputs(notebook)))
+    expected = {
+        "04_train": "step 400/400",
+        "05_expressivity": "state_tracking  transformer",
+        "03_convert": "torch 2",
+    }
+    assert expected.get(path.stem, "") in said
+
+
+def test_a_notebook_runs_in_a_copy_of_its_folder(tmp_path):
+    source = tmp_path / "notebooks"
+    source.mkdir()
+    for name in ("a.py", "a.ipynb", "small.yaml"):
+        (source / name).write_text("x = 1")
+    script = run_notebooks.copied(source / "a.py", tmp_path / "place")
+    assert sorted(path.name for path in script.parent.iterdir()) == ["a.py", "small.yaml"]
+    (script.parent / "left.txt").write_text("")
+    assert run_notebooks.copied(source / "a.py", tmp_path / "place") == script
+
+
 def test_what_is_no_notebook_is_refused(tmp_path):
     with pytest.raises(
         InputError, match=r"missing\.py: found no such script, expected the \.py of a notebook"
     ):
-        execute(tmp_path / "missing.py")
+        run_notebooks.copied(tmp_path / "missing.py", tmp_path)
+
+
+def test_notebooks_are_not_kept_without_all_they_can_show(monkeypatch):
+    monkeypatch.setattr(run_notebooks, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--keep"])
+    with pytest.raises(InputError, match="--keep: found no torch and no transformers"):
+        run_notebooks.main()
