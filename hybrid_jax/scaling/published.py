@@ -112,6 +112,7 @@ CONTRADICTIONS = (
     "(b) tokens saved, and no third panel.",
     "The target 2.474 is called the lowest observed training loss; the laws are of validation loss.",
     "Eq. 7 sets a sum with a term for the softmax (5/2 h s/2) equal to one without it.",
+    'The "5% decay" is a tenth of each period in the code: 5% of all tokens from horizon 1 on, but 10% at 1/2.',
 )
 """Where the paper disagrees with itself."""
 
