@@ -1,6 +1,7 @@
 """Score models: ``evaluate.py text`` for bits per byte, ``tasks`` for those of lm-eval, ``ruler`` for long texts."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +64,7 @@ def text(
         dtype: of the weights and matmuls.
         revision: branch, tag or commit on the hub.
     """
+    _check_some(inputs=inputs)
     loaded, folder = _load(model, dtype, revision)
     tokenizer = load_tokenizer(folder) if (folder / TOKENIZER_FILE).is_file() else None
     scores: list[TextScore] = []
@@ -134,6 +136,7 @@ def tasks(
         dtype: of the weights and matmuls.
         revision: branch, tag or commit on the hub.
     """
+    _check_some(names=names)
     loaded, model_folder = _load(model, dtype, revision)
     lm = lm_eval_model(loaded, model_folder, max_length=max_length, window=window, batch_size=batch_size)
     results = run_tasks(lm, names, folder=folder, num_fewshot=num_fewshot, limit=limit)
@@ -188,6 +191,7 @@ def ruler(
         dtype: of the weights and matmuls.
         revision: branch, tag or commit on the hub.
     """
+    _check_some(models=models, lengths=lengths, tasks=tasks)
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
         raise InputError(f"tasks: found {', '.join(unknown)}, expected some of {', '.join(TASKS)}")
@@ -222,6 +226,12 @@ def ruler(
     console.print(score_table(shown))
     if plot is not None:
         plot_scores(shown, plot)
+
+
+def _check_some(**given: Sequence[Any]) -> None:
+    for name, values in given.items():
+        if not values:
+            raise InputError(f"{name}: found none, expected at least one")
 
 
 def _load(model: str, dtype: Dtype, revision: str | None) -> tuple[CausalLM, Path]:

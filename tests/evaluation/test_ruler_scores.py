@@ -121,6 +121,21 @@ def test_two_models_side_by_side(folder, tmp_path, monkeypatch, capsys):
         evaluate.app.cli(args=["ruler", str(folder), "--tasks", "qa"])
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("text model", "inputs"),
+        ("tasks model", "names"),
+        ("ruler", "models"),
+        ("ruler model --lengths", "lengths"),
+        ("ruler model --tasks", "tasks"),
+    ],
+)
+def test_nothing_to_do_is_an_error(command, name):
+    with pytest.raises(InputError, match=f"{name}: found none, expected at least one"):
+        evaluate.app.cli(args=command.split())
+
+
 CELLS = [
     Cell("a", "vt", 4096, 10, 0, "float32", "c0ffee", 40.0),
     Cell("a", "cwe", 4096, 10, 0, "float32", "c0ffee", 60.0),
