@@ -49,12 +49,15 @@ class TextConfig:
 
     Attributes:
         shards: token shards to train on, as files or glob patterns.
+        long_shards: of long documents, for the extension, whose later positions only those reach; ``shards`` if there
+            are none.
         tokenizer: the folder of the tokenizer they were made with.
         held_out: texts to score, one at least as long as the extension's rows: JSON lines, Parquet, or a folder of .txt
             and .py files.
     """
 
     shards: tuple[str, ...]
+    long_shards: tuple[str, ...] = ()
     tokenizer: Path
     held_out: Path
 

@@ -21,11 +21,13 @@ class Corpus(NamedTuple):
     Attributes:
         tokenizer_folder: with ``tokenizer.json``.
         shards: of text, as files or glob patterns.
+        long_shards: likewise, for the extension.
         held_out: texts that are not in them.
     """
 
     tokenizer_folder: Path
     shards: tuple[str, ...]
+    long_shards: tuple[str, ...]
     held_out: Path
 
 
@@ -36,10 +38,12 @@ def prepare_corpus(config: LongContextConfig) -> Corpus:
         InputError: as ``prepare_stdlib_corpus``.
         OSError: a file cannot be written.
     """
-    if config.text is not None:
-        return Corpus(config.text.tokenizer, config.text.shards, config.text.held_out)
+    text = config.text
+    if text is not None:
+        return Corpus(text.tokenizer, text.shards, text.long_shards or text.shards, text.held_out)
     found = prepare_stdlib_corpus(config.output_folder / "data", config.olmo_hybrid.vocab_size)
-    return Corpus(found.folder, (str(found.train_path),), found.held_out_path)
+    shards = (str(found.train_path),)
+    return Corpus(found.folder, shards, shards, found.held_out_path)
 
 
 def write_needles(config: LongContextConfig, stage: StageConfig, corpus: Corpus) -> Path:

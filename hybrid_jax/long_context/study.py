@@ -128,7 +128,9 @@ def _run(
     needles = write_needles(config, stage, corpus)
     sources = {
         "text": SourceConfig(
-            paths=corpus.shards, ratio=1 - config.needle_ratio, max_repetition=_MAX_REPETITION
+            paths=corpus.shards if start is None else corpus.long_shards,
+            ratio=1 - config.needle_ratio,
+            max_repetition=_MAX_REPETITION,
         ),
         "needles": SourceConfig(
             paths=(str(needles),),

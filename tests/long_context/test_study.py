@@ -146,6 +146,11 @@ def test_extension_takes_over_weights_and_moments(config):
         model_changes=("rope_parameters", "max_position_embeddings"),
     )
     assert run.output_folder == config.output_folder / "olmo3/yarn"
+    assert run.data.sources["text"].paths == config.text.shards
+    with_long = replace(config, text=replace(config.text, long_shards=("long.npy",)))
+    corpus = prepare_corpus(with_long)
+    assert study.extension_run(with_long, corpus, "olmo3", "yarn").data.sources["text"].paths == ("long.npy",)
+    assert study.pretraining_run(with_long, corpus, "olmo3").data.sources["text"].paths == config.text.shards
     assert study.pretraining_run(config, corpus, "olmo3").output_folder == Path(run.start_from.path)
 
 
