@@ -34,6 +34,18 @@ _CONTEXT_WINDOW = 128
 _SHORTEST, _GROWTH = 8, 4
 
 
+class _Family(NamedTuple):
+    """Groups of stretches, each of one context, whose contexts begin alike.
+
+    Attributes:
+        groups: numbers of the stretches.
+        num_common: tokens that all contexts begin with, whole windows; 0 is a family of strangers.
+    """
+
+    groups: list[list[int]]
+    num_common: int
+
+
 class _Trunk(NamedTuple):
     """What all contexts of a family begin with.
 
@@ -56,15 +68,12 @@ def score_continuations(
     groups: dict[bytes, list[int]] = defaultdict(list)
     for number, stretch in enumerate(stretches):
         groups[_context(stretch).tobytes()].append(number)
-    alone, shared, families = _divide(stretches, groups.values())
+    alone, families = _divide(stretches, groups.values())
     members = [stretches[number] for number in alone]
     found = score_stretches(model, members, window=window, batch_size=batch_size)
     scores = dict(zip(alone, found, strict=True))
     for family in families:
         scores.update(_score_family(model, stretches, family, window, batch_size))
-    for batch in _batches(stretches, shared, batch_size):
-        size = _size_of_cache(stretches, batch, window)
-        scores.update(_score_batch(model, stretches, batch, size, None, batch_size))
     return [scores[number] for number in range(len(stretches))]
 
 
@@ -72,57 +81,57 @@ def _context(stretch: Stretch) -> Int[np.ndarray, " n"]:
     return stretch.ids[: stretch.num_context].astype(np.int32)
 
 
-def _divide(
-    stretches: Sequence[Stretch], groups: Iterable[list[int]]
-) -> tuple[list[int], list[list[int]], list[list[list[int]]]]:
-    """Stretches to score by themselves, groups of one context, and families of groups that begin alike."""
-    alone: list[int] = []
-    shared: list[list[int]] = []
-    families: dict[bytes, list[list[int]]] = defaultdict(list)
+def _divide(stretches: Sequence[Stretch], groups: Iterable[list[int]]) -> tuple[list[int], list[_Family]]:
+    """Numbers of stretches to score by themselves, and families."""
+    alike: dict[bytes, list[list[int]]] = defaultdict(list)
     for numbers in groups:
-        context = _context(stretches[numbers[0]])
-        # A context's last token is not read with it.
-        beginning = context[:_CONTEXT_WINDOW].tobytes() if len(context) > _CONTEXT_WINDOW else b""
-        families[beginning].append(numbers)
-    large = [family for beginning, family in families.items() if beginning and len(family) > 1]
-    for beginning, family in families.items():
-        if beginning and len(family) > 1:
+        alike[_context(stretches[numbers[0]])[:_CONTEXT_WINDOW].tobytes()].append(numbers)
+    alone: list[int] = []
+    strangers: list[list[int]] = []
+    families: list[_Family] = []
+    for members in alike.values():
+        num_common = _num_common([_context(stretches[numbers[0]]) for numbers in members])
+        if len(members) > 1 and num_common:
+            families.append(_Family(members, num_common))
             continue
-        for numbers in family:
+        for numbers in members:
             if len(numbers) > 1 and stretches[numbers[0]].num_context >= _FEWEST_SHARED:
-                shared.append(numbers)
+                strangers.append(numbers)
             else:
                 alone.extend(numbers)
-    return alone, shared, large
+    return alone, [*families, _Family(strangers, 0)]
 
 
-def _batches(
-    stretches: Sequence[Stretch], groups: Iterable[list[int]], batch_size: int
-) -> Iterator[list[list[int]]]:
-    """Groups of similar contexts, the longest first."""
-    longest_first = sorted(groups, key=lambda numbers: stretches[numbers[0]].num_context, reverse=True)
-    for first in range(0, len(longest_first), batch_size):
-        yield longest_first[first : first + batch_size]
+def _num_common(contexts: Sequence[Int[np.ndarray, " _"]]) -> int:
+    """Tokens in whole windows that all begin with; 0 where most of a context is something else.
 
-
-def _score_family(
-    model: CausalLM,
-    stretches: Sequence[Stretch],
-    family: Sequence[list[int]],
-    window: int,
-    batch_size: int,
-) -> Iterator[tuple[int, TokenScores]]:
-    """Number and scores of the stretches of groups whose contexts begin with the same window at least."""
-    contexts = [_context(stretches[numbers[0]]) for numbers in family]
+    Reading the rest window by window takes longer than reading it in packed rows.
+    """
+    # A context's last token is read with what continues it.
     shortest = min(map(len, contexts)) - 1
     heads = np.stack([context[:shortest] for context in contexts])
     differ = np.flatnonzero(np.any(heads != heads[0], axis=0))
     num_common = int(differ[0] if len(differ) else shortest) // _CONTEXT_WINDOW * _CONTEXT_WINDOW
-    size = _size_of_cache(stretches, family, window)
-    beginning = Labelled.nothing(1, num_common)
-    beginning.put(0, 0, 1, Stretch(contexts[0][: num_common + 1], num_common + 1))
-    trunk = _Trunk(num_common, _read_windows(model, empty_cache(model.config, 1, *size), beginning, 0))
-    for batch in _batches(stretches, family, batch_size):
+    return num_common if 2 * num_common >= np.mean([len(context) for context in contexts]) else 0
+
+
+def _score_family(
+    model: CausalLM, stretches: Sequence[Stretch], family: _Family, window: int, batch_size: int
+) -> Iterator[tuple[int, TokenScores]]:
+    """Number and scores of a family's stretches."""
+    longest_first = sorted(family.groups, key=lambda numbers: stretches[numbers[0]].num_context, reverse=True)
+    trunk = None
+    if family.num_common:
+        size = _size_of_cache(stretches, longest_first, window)
+        ids = _context(stretches[longest_first[0][0]])[: family.num_common + 1]
+        tokens = Labelled.nothing(1, family.num_common)
+        tokens.put(0, 0, 1, Stretch(ids, len(ids)))
+        cache = _read_windows(model, empty_cache(model.config, 1, *size), tokens, 0)
+        trunk = _Trunk(family.num_common, cache)
+    for first in range(0, len(longest_first), batch_size):
+        batch = longest_first[first : first + batch_size]
+        if trunk is None:
+            size = _size_of_cache(stretches, batch, window)
         yield from _score_batch(model, stretches, batch, size, trunk, batch_size)
 
 

@@ -59,6 +59,7 @@ def test_what_contexts_begin_with_is_read_once(model, read):
     """The examples before questions, here of two subjects; the third's are met once only."""
     first, second, third = random_ids(260, 129, 140)
     ends = random_ids(5, 140, 1, 7, 3)
+    barely = np.concatenate([third, first])  # most of it is its own
     contexts = [
         np.concatenate([first, ends[0]]),
         np.concatenate([first, ends[1]]),
@@ -67,8 +68,9 @@ def test_what_contexts_begin_with_is_read_once(model, read):
         np.concatenate([second, ends[3]]),
         np.concatenate([second, ends[3]]),
         third,
+        barely,
     ]
-    tails = random_ids(2, 1, 4, 3, 2, 1, 6)
+    tails = random_ids(2, 1, 4, 3, 2, 1, 6, 3)
     stretches = continued(contexts, tails)
     scores = score_continuations(model, stretches, window=17, batch_size=2)
     assert_as_in_one_pass(model, stretches, scores)
