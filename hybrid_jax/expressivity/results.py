@@ -11,6 +11,7 @@ from hybrid_jax.errors import InputError
 from hybrid_jax.expressivity.architectures import ARCHITECTURES
 from hybrid_jax.expressivity.config import Decay
 from hybrid_jax.expressivity.published import PUBLISHED
+from hybrid_jax.expressivity.tasks import TASKS
 
 RESULTS_NAME = "results.jsonl"
 
@@ -111,14 +112,15 @@ def read_results(path: Path) -> list[Result]:
 
 
 def summarize(results: Sequence[Result]) -> dict[str, dict[str, Summary]]:
-    """Task -> architecture -> summary, in the order in which tasks and architectures are listed."""
+    """Task -> architecture -> summary, in the order of ``TASKS`` and ``ARCHITECTURES``."""
     return {
         task: {
             name: _summary(runs)
             for name in ARCHITECTURES
             if (runs := [each for each in results if each.run[:2] == (task, name)])
         }
-        for task in dict.fromkeys(result.run.task for result in results)
+        for task in TASKS
+        if any(result.run.task == task for result in results)
     }
 
 

@@ -12,6 +12,7 @@ from hybrid_jax.atomic import write_then_rename
 from hybrid_jax.claim import Record, claim_folder
 from hybrid_jax.expressivity.config import SweepConfig
 from hybrid_jax.expressivity.results import RESULTS_NAME, Result, Run, read_results
+from hybrid_jax.expressivity.tasks import make_task
 from hybrid_jax.expressivity.training import train
 from hybrid_jax.yaml_config import to_mapping
 
@@ -69,6 +70,8 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Result]:
 def _share(sweep: SweepConfig, runs: Iterable[Run], add: Report) -> None:
     """Let processes take one architecture of one task after the other, so that each program is compiled once."""
     groups = [list(group) for _, group in groupby(runs, key=lambda run: (run.task, run.architecture))]
+    # The largest first, so that at the end no process is left alone with much to do.
+    groups.sort(key=lambda group: len(group) * _most_tokens(sweep, group[0].task), reverse=True)
     # Small models do not use many threads well: each process gets its share of the cores.
     os.environ.setdefault("NPROC", str(max(1, (os.cpu_count() or 1) // sweep.num_workers)))
     stopped = threading.Event()
@@ -86,6 +89,12 @@ def _share(sweep: SweepConfig, runs: Iterable[Run], add: Report) -> None:
                 each.result()
         finally:
             stopped.set()
+
+
+def _most_tokens(sweep: SweepConfig, name: str) -> int:
+    """Tokens that a run of a task reads where no stage ends early."""
+    task = make_task(name, sweep.tasks[name].max_length)
+    return sum(stage.num_steps * sweep.num_tokens(task, stage.length) for stage in sweep.tasks[name].stages)
 
 
 def _end_with_parent() -> None:
