@@ -9,7 +9,6 @@ import jax
 from tokenizers import Tokenizer
 
 from hybrid_jax.atomic import write_then_rename
-from hybrid_jax.checkpoints.orbax_io import RUN_CHECKPOINTS
 from hybrid_jax.claim import Record, claim_folder
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.data.config import DataConfig, SourceConfig
@@ -230,7 +229,7 @@ def _claim_folder(config: LongContextConfig) -> None:
     claim_folder(
         config.output_folder / CONFIG_NAME,
         to_mapping(config),
-        (CELLS_NAME, POSITIONS_NAME, f"*/*/{RUN_CHECKPOINTS}", "data/needles_*.npy"),
+        ("data/needles_*.npy",),  # written before anything is trained
         lambda found, saved: (_deciding(found), _deciding(saved)),
     )
 
