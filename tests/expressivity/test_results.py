@@ -1,6 +1,7 @@
 """Best, median, table and figure from a file of results."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +66,9 @@ def test_a_line_that_is_no_result_is_refused(tmp_path, line):
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(InputError, match=r"results\.jsonl:2: found .*, expected the result of a run"):
         read_results(path)
+
+
+def test_the_table_in_the_documentation_is_that_of_the_results_beside_it():
+    docs = Path(__file__).parents[2] / "docs"
+    table = markdown_table(read_results(docs / "results" / "expressivity_cpu.jsonl"))
+    assert table.strip() in (docs / "expressivity.md").read_text(encoding="utf-8")
