@@ -1,10 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from hybrid_jax.errors import InputError
 from hybrid_jax.scaling import append_point, read_points
-from hybrid_jax.scaling.points import by_architecture
+from hybrid_jax.scaling.points import ARCHITECTURES, by_architecture
 from hybrid_jax.yaml_config import to_mapping
 from tests.scaling.ladder import point, points
 
@@ -73,3 +74,17 @@ def test_bad_file_is_named(tmp_path):
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"binary\.jsonl: is no text"):
         read_points(tmp_path / "binary.jsonl")
+
+
+def test_the_losses_in_the_documentation_are_those_of_the_results_beside_it():
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "scaling_laws.md").read_text(encoding="utf-8")
+    runs: dict[tuple[str, str, int], dict[float, float]] = {}
+    for each in read_points(docs / "results" / "ladder_cpu.jsonl"):
+        if each.decayed:
+            run = (each.size, ARCHITECTURES[each.architecture], each.num_params)
+            runs.setdefault(run, {})[each.horizon] = each.loss
+    assert len(runs) == 12
+    for (size, name, num_params), losses in runs.items():
+        cells = " | ".join(f"{losses[horizon]:.3f}" for horizon in (0.5, 1, 2))
+        assert f"| {size} | {name} | {num_params:,} | {cells} |" in page
