@@ -76,11 +76,11 @@ def test_processes_of_a_killed_sweep_end(tmp_path):
     sweep = subprocess.Popen(
         command(tmp_path / "sweep.yaml"), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL
     )
-    children = Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
     listed = []
 
     def has_worker():
-        listed[:] = children.read_text().split()
+        threads = Path(f"/proc/{sweep.pid}/task").glob("*/children")
+        listed[:] = [pid for children in threads for pid in children.read_text().split()]
         return any("spawn_main" in Path(f"/proc/{pid}/cmdline").read_text() for pid in listed)
 
     try:
