@@ -46,7 +46,7 @@ def test_a_model_of_equal_chances_needs_log2_vocab_bits_per_token(model):
     assert score.bits_per_byte == pytest.approx(6.0, rel=1e-6)  # a vocabulary of 64
 
 
-@pytest.mark.parametrize("max_length", [None, 50, 170])
+@pytest.mark.parametrize("max_length", [None, 50, 420])
 def test_documents_are_cut_where_rotary_positions_end_unless_asked_otherwise(model, monkeypatch, max_length):
     read = []
 
@@ -55,10 +55,10 @@ def test_documents_are_cut_where_rotary_positions_end_unless_asked_otherwise(mod
         return [TokenScores(np.zeros(len(ids) - context, np.float32), None) for ids, context in stretches]
 
     monkeypatch.setattr("hybrid_jax.evaluation.bits_per_byte.score_stretches", note)
-    (score,) = score_documents(model, [document("a", *random_ids(200))], START, max_length=max_length)
+    (score,) = score_documents(model, [document("a", *random_ids(500))], START, max_length=max_length)
     length = max_length or LONGEST
-    assert read == [length] * -(-200 // length)
-    assert score.num_tokens == 200
+    assert read == [length] * -(-500 // length)
+    assert score.num_tokens == 500
 
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 24, 33, 100])
