@@ -1,5 +1,7 @@
 """One tiny run: what it returns, that it can be repeated, and its loss and accuracy against plain numpy."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from hybrid_jax.expressivity.architectures import model_config
 from hybrid_jax.expressivity.results import Run
 from hybrid_jax.expressivity.training import _accuracy, _loss, train
 from hybrid_jax.models import create_model
+from hybrid_jax.training.optimizer import OptimizerConfig
+from hybrid_jax.training.skip_step import SkipStepConfig
 from tests.expressivity.small import small_sweep
 from tests.tolerances import FLOAT32_REORDERED
 
@@ -40,6 +44,12 @@ def test_the_same_run_again_is_the_same(sweep, result):
     assert (again.curve, again.accuracy) == (result.curve, result.accuracy)
     other = train(sweep, RUN._replace(seed=1))
     assert [check.loss for check in other.curve] != [check.loss for check in result.curve]
+
+
+def test_an_optimizer_may_look_at_the_loss(sweep, result):
+    """Too few steps to skip any: nothing changes."""
+    skipping = train(replace(sweep, optimizer=OptimizerConfig(skip_step=SkipStepConfig())), RUN)
+    assert skipping.curve == result.curve
 
 
 def test_loss_and_accuracy_leave_out_padding_and_what_is_no_answer(sweep):
