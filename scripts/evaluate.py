@@ -25,7 +25,14 @@ from hybrid_jax.evaluation import (
     score_documents,
 )
 from hybrid_jax.evaluation.ruler import TASKS, Texts, read_haystack
-from hybrid_jax.evaluation.ruler.report import add_missing, missing, plot_scores, read_cells, score_table
+from hybrid_jax.evaluation.ruler.report import (
+    add_missing,
+    all_asked,
+    missing,
+    plot_scores,
+    read_cells,
+    score_table,
+)
 from hybrid_jax.evaluation.ruler.scores import check_length
 from hybrid_jax.models import CausalLM
 
@@ -199,11 +206,9 @@ def ruler(
     cells = read_cells(output) if output is not None and output.is_file() else []
     at = "" if revision is None else f"@{revision}"
     asked = {
-        model: [
-            (f"{model}{at}", task, length, num_samples, seed, dtype, texts.digest)
-            for length in lengths
-            for task in tasks
-        ]
+        model: all_asked(
+            f"{model}{at}", tasks, lengths, texts, num_samples=num_samples, seed=seed, dtype=dtype
+        )
         for model in models
     }
     for model in models:

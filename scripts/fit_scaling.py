@@ -67,11 +67,7 @@ class Options:
     def __post_init__(self) -> None:
         if (self.points is not None) + self.published + self.quantization != 1:
             raise InputError("expected one of: a file of points, --published, --quantization")
-        named = {
-            "architectures": self.architectures,
-            "reference": (self.reference,) if self.reference is not None else (),
-        }
-        for field_name, names in named.items():
+        for field_name, names in self.named.items():
             unknown = [name for name in names if name not in ARCHITECTURES]
             if unknown:
                 raise InputError(
@@ -79,12 +75,18 @@ class Options:
                 )
         if not all(np.isfinite(each) and each > 0 for each in self.sizes):
             raise InputError(f"sizes: found {self.sizes}, expected finite numbers above 0")
-        others = (*named.values(), self.exponents, self.target_loss, self.sizes, self.fit)
+        others = (*self.named.values(), self.exponents, self.target_loss, self.sizes, self.fit)
         if self.points is None and others != ((), (), None, None, (), FitConfig()):
             raise InputError(
                 "architectures, reference, exponents, target_loss, sizes, fit: found without a file of points, which "
                 "they are for"
             )
+
+    @property
+    def named(self) -> dict[str, tuple[str, ...]]:
+        """Architectures that were asked for, by the field that names them."""
+        reference = () if self.reference is None else (self.reference,)
+        return {"architectures": self.architectures, "reference": reference}
 
     @property
     def folder(self) -> Path:
@@ -170,10 +172,8 @@ def _chosen(options: Options, points: Sequence[LadderPoint]) -> dict[str, tuple[
     """The points to fit, of each architecture asked for."""
     groups = by_architecture(points)
     chosen = {name: groups[name] for name in groups if name in (options.architectures or groups)}
-    for field_name, names, found in (
-        ("architectures", options.architectures, groups),
-        ("reference", () if options.reference is None else (options.reference,), chosen),
-    ):
+    for field_name, names in options.named.items():
+        found = groups if field_name == "architectures" else chosen
         for name in names:
             if name not in found:
                 raise InputError(

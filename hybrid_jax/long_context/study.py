@@ -19,7 +19,7 @@ from hybrid_jax.errors import InputError
 from hybrid_jax.evaluation import border_token_id
 from hybrid_jax.evaluation.by_position import Piece, PositionScore, bits_by_position, cut_pieces
 from hybrid_jax.evaluation.ruler import Cell, Texts, make_samples, read_haystack
-from hybrid_jax.evaluation.ruler.report import Asked, add_missing, missing, read_cells
+from hybrid_jax.evaluation.ruler.report import Asked, add_missing, all_asked, missing, read_cells
 from hybrid_jax.long_context.config import FAMILIES, METHODS, Family, LongContextConfig, Method, StageConfig
 from hybrid_jax.long_context.corpus import Corpus, prepare_corpus, write_needles
 from hybrid_jax.models import CausalLM
@@ -80,7 +80,15 @@ def run_study(config: LongContextConfig, say: Say, devices: Sequence[jax.Device]
     for family in FAMILIES:
         for method in METHODS:
             name = f"{LABELS[family]}, {LABELS[method]}"
-            asked = _asked(config, exam, name, config.models[family].dtype)
+            asked = all_asked(
+                name,
+                config.tasks,
+                config.lengths,
+                exam.texts,
+                num_samples=config.num_samples,
+                seed=config.seed,
+                dtype=config.models[family].dtype,
+            )
             wanted.update(asked)
             if name in scores.positions and not missing(scores.cells, asked):
                 continue
@@ -205,14 +213,6 @@ def _score(
         )
         with write_then_rename(config.output_folder / POSITIONS_NAME) as temporary:
             temporary.write_text(json.dumps(scores.positions) + "\n", encoding="utf-8")
-
-
-def _asked(config: LongContextConfig, exam: Exam, name: str, dtype: str) -> list[Asked]:
-    return [
-        (name, task, length, config.num_samples, config.seed, dtype, exam.texts.digest)
-        for length in config.lengths
-        for task in config.tasks
-    ]
 
 
 def _read_scores(folder: Path) -> Scores:

@@ -56,6 +56,22 @@ def read_cells(path: Path) -> list[Cell]:
     return cells
 
 
+def all_asked(
+    model: str,
+    tasks: Sequence[str],
+    lengths: Sequence[int],
+    texts: Texts,
+    *,
+    num_samples: int,
+    seed: int,
+    dtype: str,
+) -> list[Asked]:
+    """Every task at every length, of the model called ``model``."""
+    return [
+        (model, task, length, num_samples, seed, dtype, texts.digest) for length in lengths for task in tasks
+    ]
+
+
 def missing(cells: Iterable[Cell], asked: Iterable[Asked]) -> list[Asked]:
     """What ``cells`` lack of ``asked``."""
     done = {cell[:-1] for cell in cells}
