@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hybrid_jax.atomic import write_then_rename
 from hybrid_jax.errors import InputError
@@ -55,6 +55,8 @@ def check_files(folder: Path) -> str | None:
     if not isinstance(listed, dict) or not all(isinstance(size, int) for size in listed.values()):
         return f"{folder}: {LIST_NAME} is no list of files"
     for name, size in listed.items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            return f"{folder}: {LIST_NAME}: {name!r} lies outside the folder"
         try:
             found = (folder / name).stat().st_size
         except (FileNotFoundError, NotADirectoryError):

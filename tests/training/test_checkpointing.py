@@ -165,6 +165,12 @@ def empty_list(folder):
     return "files.json is no list of files"
 
 
+def list_what_lies_outside(folder):
+    size = (folder / "config/metadata").stat().st_size
+    (folder / "files.json").write_text(json.dumps({f"../{folder.name}/config/metadata": size}))
+    return "files.json: '../.*/config/metadata' lies outside the folder"
+
+
 def flip_a_bit_of_the_index(folder):
     path = folder / "model/manifest.ocdbt"
     content = bytearray(path.read_bytes())
@@ -198,6 +204,7 @@ def empty(folder):
         records_of_another_kind,
         garble_list,
         empty_list,
+        list_what_lies_outside,
         flip_a_bit_of_the_index,
         truncate_without_a_list,
         empty,
