@@ -118,9 +118,10 @@ def append_point(path: Path, point: LadderPoint) -> None:
 
     Raises OSError where the file cannot be written.
     """
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines.append(json.dumps(to_mapping(point)))
     with write_then_rename(path) as temporary:
-        temporary.write_text(f"{before}{json.dumps(to_mapping(point))}\n", encoding="utf-8")
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def by_architecture(points: Sequence[LadderPoint]) -> dict[str, tuple[LadderPoint, ...]]:

@@ -19,6 +19,14 @@ def test_what_is_appended_is_read_back(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["ladder.jsonl"]
 
 
+def test_a_last_line_without_an_end_is_ended(tmp_path):
+    path = tmp_path / "ladder.jsonl"
+    first, second = points(sizes={"60m": 57})[:2]
+    path.write_text(json.dumps(to_mapping(first)))
+    append_point(path, second)
+    assert read_points(path) == (first, second)
+
+
 def test_undecayed_checkpoints_are_left_out():
     before = point(decayed=False, tokens=7)
     assert by_architecture([point(), before, point(architecture="gdn")]) == {
