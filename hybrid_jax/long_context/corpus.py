@@ -87,7 +87,7 @@ def _questions(
             )
             for sample in samples:
                 prompt = tokenizer.encode(sample.prompt)
-                reply = [*tokenizer.encode(sample.reply).ids, end]
+                reply = [*tokenizer.encode(sample.reply, add_special_tokens=False).ids, end]
                 asks_from = sample.prompt.rfind("\n") + 1
                 labels = [start >= asks_from for start, _ in prompt.offsets] + [True] * len(reply)
                 yield LabelledDocument(np.array(prompt.ids + reply), np.array(labels))

@@ -51,7 +51,9 @@ def make_samples(
         return write(Random(f"{name} {draw}" if draw else name), size, length, texts)
 
     def answer_tokens(sample: Sample) -> int:
-        return len(tokenizer.encode(sample.reply).ids) + 1 if with_reply else max_new_tokens
+        if not with_reply:
+            return max_new_tokens
+        return len(tokenizer.encode(sample.reply, add_special_tokens=False).ids) + 1
 
     def num_tokens(sample: Sample) -> int:
         return len(tokenizer.encode(sample.prompt).ids) + answer_tokens(sample)
