@@ -1,8 +1,9 @@
 """Decoding by context length: time per token and bytes of cache, OLMo Hybrid beside OLMo 3 of equal size.
 
-A prompt of each length is read and then continued by both models, in bursts that alternate between them, so that a busy
-machine slows both alike; medians are compared. Weights are random, which changes neither figure. The small models have
-8 layers and the 7B's pattern: one layer in four of full attention, the others Gated DeltaNet or attention in a window.
+Both models read a prompt and continue it to each length, in bursts that alternate between them, so that a busy machine
+slows both alike; medians are compared. Caches have room for exactly that length, windows for 511 tokens more. Weights
+are random, which changes neither figure. The small models have 8 layers and the 7B's pattern: one layer in four of full
+attention, the others Gated DeltaNet or attention in a window.
 """
 
 import json
@@ -57,7 +58,7 @@ class Bench:
 
     Attributes:
         size: "small", 20M parameters for two CPU cores, or "7b".
-        lengths: tokens of context.
+        lengths: tokens of context, prompt and what is made from it.
         batch_size: rows continued at once.
         burst: tokens of a timing.
         rounds: timings of each model at each length; the median counts.
@@ -77,8 +78,11 @@ class Bench:
         for name in ("batch_size", "burst", "rounds"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: found {getattr(self, name)}, expected at least 1")
-        if min(self.lengths, default=0) < 1:
-            raise InputError(f"lengths: found {self.lengths}, expected one or more positive numbers")
+        if min(self.lengths, default=0) < self.num_tokens:
+            raise InputError(
+                f"lengths: found {self.lengths}, expected one or more, of at least the {self.num_tokens} tokens that "
+                "are made"
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -87,8 +91,7 @@ class Bench:
 
     def configs(self) -> tuple[ModelConfig, ModelConfig]:
         """OLMo 3 and OLMo Hybrid, with positions for the longest context."""
-        room = max(self.lengths) + self.num_tokens
-        settings: dict[str, Any] = {"max_position_embeddings": room, "dtype": self.dtype}
+        settings: dict[str, Any] = {"max_position_embeddings": max(self.lengths) + 1, "dtype": self.dtype}
         if self.size == "7b":
             return ModelConfig.preset("olmo3_7b", **settings), ModelConfig.preset(
                 "olmo_hybrid_7b", **settings
@@ -155,8 +158,9 @@ def random_model(config: ModelConfig) -> CausalLM:
 
 
 def per_token(models: list[CausalLM], bench: Bench, length: int) -> list[float]:
-    """Median milliseconds that each model takes to make a token for every row after ``length`` tokens."""
-    ids = np.random.default_rng(0).integers(0, models[0].config.vocab_size, (bench.batch_size, length))
+    """Median milliseconds that each model takes to make a token for every row, up to ``length`` tokens of context."""
+    shape = bench.batch_size, length + 1 - bench.num_tokens
+    ids = np.random.default_rng(0).integers(0, models[0].config.vocab_size, shape)
     bursts = [
         stream(model, list(ids), bench.num_tokens, eos_token_id=-1, burst_size=bench.burst)
         for model in models
@@ -172,8 +176,8 @@ def per_token(models: list[CausalLM], bench: Bench, length: int) -> list[float]:
 
 
 def cache_bytes(config: ModelConfig, bench: Bench, length: int) -> int:
-    """Bytes of the cache that ``per_token`` holds: rows of ``length`` tokens and those made after them."""
-    return init_cache(config, bench.batch_size, cache_capacity(length + bench.num_tokens - 1), 512).num_bytes
+    """Bytes of the cache that ``per_token`` holds."""
+    return init_cache(config, bench.batch_size, cache_capacity(length), 512).num_bytes
 
 
 def _milliseconds(bursts: Iterator[Any]) -> float:
