@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,11 +29,35 @@ def test_both_models_are_measured_at_each_length(tmp_path, monkeypatch, capsys):
         assert row["olmo3_ms_per_token"] > 0
         assert row["hybrid_ms_per_token"] > 0
     # A slot: keys and values of 2 heads of 16, its place and document. One of the hybrid's four layers has such slots.
-    slots = cache_capacity(20 + 7 - 1)
+    slots = cache_capacity(20)
     attention = slots * (2 * 32 * 4 + 2 * 4)
     assert rows[0]["olmo3_cache_mib"] == pytest.approx(4 * attention / 2**20, rel=1e-3)
     assert rows[0]["hybrid_cache_mib"] > attention / 2**20
     assert re.search(r"20 │ +[\d.]+ │ +[\d.]+ │ +[\d.]+x │ +[\d.]+ MiB", capsys.readouterr().out)
+
+
+def test_a_cache_has_room_for_the_context_and_no_more():
+    bench = bench_decode.Bench()
+    olmo3, hybrid = bench.configs()
+    slot = 2 * 384 * 4 + 2 * 4
+    # Windows of 4,096, and 511 tokens read with the last of them.
+    expected = (2 * 65536 + 6 * (4096 + 511)) * slot
+    assert bench_decode.cache_bytes(olmo3, bench, 65536) == pytest.approx(expected, rel=1e-3)
+    assert 1 < bench_decode.cache_bytes(hybrid, bench, 65536) / (2 * 65536 * slot) < 1.01
+
+
+def test_the_table_in_the_documentation_is_that_of_the_results_beside_it():
+    docs = Path(__file__).parents[1] / "docs"
+    page = (docs / "long_context.md").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in (docs / "results/decode_cpu.jsonl").read_text().splitlines()]
+    assert [row["context"] for row in rows] == list(bench_decode.Bench().lengths)
+    for row in rows:
+        times = row["olmo3_ms_per_token"], row["hybrid_ms_per_token"]
+        caches = row["olmo3_cache_mib"], row["hybrid_cache_mib"]
+        cells = [f"{row['context']:,}"]
+        for (olmo3, hybrid), digits in ((times, 2), (caches, 1)):
+            cells += [f"{olmo3:.{digits}f}", f"{hybrid:.{digits}f}", f"{olmo3 / hybrid:.2f}x"]
+        assert f"| {' | '.join(cells)} |" in page
 
 
 @pytest.mark.parametrize("size", ["small", "7b"])
@@ -46,7 +71,7 @@ def test_both_models_have_as_many_parameters(size):
     [
         ("burst", 0, "burst: found 0"),
         ("lengths", (), r"lengths: found \(\)"),
-        ("lengths", (0,), "lengths: found"),
+        ("lengths", (1024, 192), "lengths: found .*, expected one or more, of at least the 193 tokens"),
     ],
 )
 def test_bad_flags(field, value, message):

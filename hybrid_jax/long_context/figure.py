@@ -3,16 +3,27 @@
 from pathlib import Path
 
 from hybrid_jax.atomic import write_then_rename
-from hybrid_jax.evaluation.ruler.report import mean_by_length
-from hybrid_jax.long_context.study import Scores
+from hybrid_jax.evaluation.ruler.report import PUBLISHED, mean_by_length
+from hybrid_jax.long_context.exam import Scores
 
 # A hue for each model, a line for each method.
 _COLORS = {"OLMo Hybrid": "#D55E00", "OLMo 3": "#0072B2"}
 _LINES = {"YaRN": "o--", "DRoPE": "s-"}
+_FAINT = {"alpha": 0.3, "markersize": 3, "linewidth": 1, "label": None}
+# Of pretraining's rows, of the models in the paper.
+_PUBLISHED_LENGTH = 8192
+
+
+def published_at(pretrained_length: int) -> dict[str, dict[int, float]]:
+    """The paper's scores of 7B models by name, at as many times ``pretrained_length`` as they were of their own."""
+    return {
+        name: {length * pretrained_length // _PUBLISHED_LENGTH: score for length, score in scores.items()}
+        for name, scores in PUBLISHED.items()
+    }
 
 
 def draw(scores: Scores, pretrained_length: int, image: Path) -> None:
-    """Draw both into a PNG; a line marks the length that pretraining's rows had.
+    """Draw both into a PNG, the paper's scores with them; a line marks the length that pretraining's rows had.
 
     Raises:
         OSError: the picture cannot be written.
@@ -29,6 +40,8 @@ def draw(scores: Scores, pretrained_length: int, image: Path) -> None:
         left.plot(list(means[name]), list(means[name].values()), _LINES[method], **style)
         ends = [each.stop for each in positions]
         right.plot(ends, [each.bits_per_byte for each in positions], _LINES[method], **style)
+        paper = published_at(pretrained_length).get(f"{family} 7B, {method} (paper)", {})
+        left.plot(list(paper), list(paper.values()), _LINES[method], **style | _FAINT)
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.axvline(pretrained_length, color="black", linewidth=0.8, linestyle=":")
@@ -37,6 +50,7 @@ def draw(scores: Scores, pretrained_length: int, image: Path) -> None:
         axes.grid(alpha=0.25)
     left.set(xlabel="length of the question (tokens)", ylabel="RULER score", ylim=(-3, 103))
     right.set(xlabel="position in the text (tokens, up to)", ylabel="bits per byte, held out")
-    left.legend(frameon=False, fontsize=9, title=f"pretrained at {pretrained_length:,}, then extended")
+    title = f"pretrained at {pretrained_length:,}, then extended\n(faint: the paper's 7B, at {_PUBLISHED_LENGTH:,})"
+    left.legend(edgecolor="none", fontsize=9, title=title)
     with write_then_rename(image) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

@@ -1,5 +1,6 @@
 """The whole study with models of one and two layers: its stages, its scores, and that nothing is done twice."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,9 @@ import jax
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from rich import box
+from rich.console import Console
+from tokenizers.processors import TemplateProcessing
 
 from hybrid_jax.config import ModelConfig, Rope, RopeParameters
 from hybrid_jax.data.stdlib_corpus import read_stdlib
@@ -16,14 +20,18 @@ from hybrid_jax.data.tokenizer import encode_documents, load_tokenizer, save_tok
 from hybrid_jax.errors import InputError
 from hybrid_jax.evaluation.ruler import make_samples, read_haystack
 from hybrid_jax.evaluation.ruler import report as ruler_report
+from hybrid_jax.evaluation.ruler.report import score_table
 from hybrid_jax.evaluation.ruler.texts import Texts
 from hybrid_jax.long_context import study
 from hybrid_jax.long_context.config import LongContextConfig, StageConfig, TextConfig
 from hybrid_jax.long_context.corpus import lengths_of, prepare_corpus, write_needles
-from hybrid_jax.long_context.figure import draw
+from hybrid_jax.long_context.exam import POSITIONS_NAME, Scores, read_scores
+from hybrid_jax.long_context.figure import draw, published_at
+from hybrid_jax.models import count_parameters
 from hybrid_jax.training.schedule import ScheduleConfig
 from hybrid_jax.training.start import StartConfig
 from hybrid_jax.yaml_config import load
+from scripts.long_context import position_table
 
 VOCAB_SIZE = 2000
 ROPE = Rope(rope_theta=10_000.0)
@@ -77,7 +85,7 @@ def config(tmp_path_factory) -> LongContextConfig:
 
 
 @pytest.fixture(scope="module")
-def scores(config) -> study.Scores:
+def scores(config) -> Scores:
     return study.run_study(config, print, jax.devices()[:1])
 
 
@@ -105,7 +113,7 @@ def test_every_model_is_asked_and_scored(scores, config, tmp_path):
 def test_what_is_done_is_not_done_again(scores, config, monkeypatch):
     monkeypatch.setattr(study, "train", None)
     assert study.run_study(config, print, jax.devices()[:1]) == scores
-    (config.output_folder / study.POSITIONS_NAME).unlink()
+    (config.output_folder / POSITIONS_NAME).unlink()
     with pytest.raises(TypeError):
         study.run_study(config, print, jax.devices()[:1])
 
@@ -160,6 +168,17 @@ def test_extension_takes_over_weights_and_moments(config):
         ({"tasks": ("niah_multiquery",), "lengths": (64,)}, "length: found 64 tokens, expected at least"),
         ({"text": "missing"}, "missing: found no such file or folder"),
         ({"text": "short"}, r"short: texts: found none of 1024 tokens"),
+        (
+            {"olmo3": OLMO3.replace(eos_token_id=2)},
+            "olmo3.eos_token_id: found 2, expected 0, which ends the doc",
+        ),
+        (
+            {
+                name: model.replace(vocab_size=1000)
+                for name, model in (("olmo_hybrid", HYBRID), ("olmo3", OLMO3))
+            },
+            "tokenizer: found 2000 ids, expected at most the model's vocab_size 1000",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_said_before_anything_is_trained(
@@ -195,6 +214,18 @@ def test_questions_are_learnt_from_their_last_line_and_their_answers_only(config
     assert tokenizer.decode(tokens[:end][labels[:end]].tolist()) == learnt
     asked = make_samples("fwe", tokenizer, 512, 1, texts, seed=config.seed)[0]
     assert asked != first
+
+
+def test_a_token_that_begins_texts_stands_at_the_beginning_of_questions_only(config, tmp_path):
+    tokenizer = load_tokenizer(config.text.tokenizer)
+    beginning = tokenizer.id_to_token(1)
+    tokenizer.post_processor = TemplateProcessing(f"{beginning} $A", special_tokens=[(beginning, 1)])
+    save_tokenizer(tokenizer, tmp_path)
+    config = replace(config, output_folder=tmp_path / "study", text=replace(config.text, tokenizer=tmp_path))
+    path = write_needles(config, config.extension, prepare_corpus(config))
+    tokens = open_shard(path, VOCAB_SIZE).read(0, len(open_shard(path, VOCAB_SIZE)))
+    ends = np.flatnonzero(tokens == 0)
+    np.testing.assert_array_equal(np.flatnonzero(tokens == 1), [0, *ends[:-1] + 1])
 
 
 def test_lengths_of_questions_double(config):
@@ -240,5 +271,25 @@ def test_contradictions_are_named(config, changes, message):
 @pytest.mark.parametrize(
     "path", sorted(Path("configs/long_context").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_the_settings_in_configs_can_be_read(path):
-    assert load(LongContextConfig, path).extension.sequence_length in (4096, 65536)
+def test_the_settings_in_configs_have_models_of_one_size(path):
+    config = load(LongContextConfig, path)
+    assert config.extension.sequence_length == 8 * config.pretraining.sequence_length
+    assert count_parameters(config.olmo3) == pytest.approx(count_parameters(config.olmo_hybrid), rel=0.01)
+
+
+def test_the_papers_scores_are_put_at_multiples_of_pretrainings_rows():
+    scores = published_at(512)["OLMo Hybrid 7B, DRoPE (paper)"]
+    assert scores == {256: 92.2, 512: 89.8, 1024: 88.4, 2048: 86.2, 4096: 85.0}
+
+
+def test_the_tables_in_the_documentation_are_those_of_the_results_beside_it():
+    docs = Path(__file__).parents[2] / "docs"
+    scores = read_scores(docs / "results" / "long_context_cpu")
+    page = (docs / "long_context.md").read_text(encoding="utf-8")
+    for table in (score_table(scores.cells, published_at(512)), position_table(scores)):
+        table.box, table.title = box.MARKDOWN, None
+        for row in table.rows:
+            row.end_section = False
+        written = io.StringIO()
+        Console(file=written, width=200).print(table)
+        assert "\n".join(line.rstrip() for line in written.getvalue().splitlines()).strip() in page

@@ -115,8 +115,8 @@ def mean_by_length(cells: Iterable[Cell]) -> dict[str, dict[int, float]]:
     }
 
 
-def score_table(cells: Sequence[Cell]) -> Table:
-    """A row for each task and model, a column for each length; then each model's means and the paper's."""
+def score_table(cells: Sequence[Cell], published: Mapping[str, Mapping[int, float]] = PUBLISHED) -> Table:
+    """A row for each task and model, a column for each length; then each model's means and ``published`` ones."""
     lengths = sorted({cell.length for cell in cells})
     table = Table("task", "model", *(f"{length:,}" for length in lengths))
     found = {(cell.task, cell.model, cell.length): cell.score for cell in cells}
@@ -132,9 +132,9 @@ def score_table(cells: Sequence[Cell]) -> Table:
             add_row(task, model, scores, end=model == models[-1])
     for model, means in mean_by_length(cells).items():
         add_row("mean", model, [means.get(length) for length in lengths])
-    for model, published in PUBLISHED.items():
-        if any(length in published for length in lengths):
-            add_row("mean", model, [published.get(length) for length in lengths])
+    for model, known in published.items():
+        if any(length in known for length in lengths):
+            add_row("mean", model, [known.get(length) for length in lengths])
     return table
 
 
