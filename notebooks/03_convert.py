@@ -32,11 +32,7 @@ from hybrid_jax.training.run_config import RunConfig
 from hybrid_jax.training.trainer import train
 from hybrid_jax.yaml_config import load
 
-# %% [markdown]
-# PyTorch and transformers are no dependency of the project: the comparisons below are left out where they are
-# missing.
-
-# %%
+# PyTorch and transformers are no dependency of the project: what compares with them is left out where they are missing.
 try:
     import torch
     import transformers
