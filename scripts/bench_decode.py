@@ -1,9 +1,9 @@
 """Decoding by context length: time per token and bytes of cache, OLMo Hybrid beside OLMo 3 of equal size.
 
 Both models read a prompt and continue it to each length, in bursts that alternate between them, so that a busy machine
-slows both alike; medians are compared. Caches have room for exactly that length, windows for 511 tokens more. Weights
-are random, which changes neither figure. The small models have 8 layers and the 7B's pattern: one layer in four of full
-attention, the others Gated DeltaNet or attention in a window.
+slows both alike; medians are compared. Caches have room for that length, rounded up as in generation; those of windows
+for a window and 511 tokens at most. Weights are random, which changes neither figure. The small models have 8 layers
+and the 7B's pattern: one layer in four of full attention, the others Gated DeltaNet or attention in a window.
 """
 
 import json

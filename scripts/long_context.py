@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from hybrid_jax.cli import run_script
-from hybrid_jax.evaluation.ruler.report import score_table
+from hybrid_jax.evaluation.ruler.report import published_at, score_table
 from hybrid_jax.long_context.config import LongContextConfig
 from hybrid_jax.long_context.exam import Scores
-from hybrid_jax.long_context.figure import draw, published_at
+from hybrid_jax.long_context.figure import draw
 from hybrid_jax.long_context.study import run_study
 from hybrid_jax.yaml_config import from_command_line
 

@@ -57,6 +57,8 @@ def test_the_table_in_the_documentation_is_that_of_the_results_beside_it():
         cells = [f"{row['context']:,}"]
         for (olmo3, hybrid), digits in ((times, 2), (caches, 1)):
             cells += [f"{olmo3:.{digits}f}", f"{hybrid:.{digits}f}", f"{olmo3 / hybrid:.2f}x"]
+        paper = bench_decode.PAPER.get(row["context"])
+        cells.append(f"{paper[1] / paper[0]:.2f}x" if paper else "")
         assert f"| {' | '.join(cells)} |" in page
 
 

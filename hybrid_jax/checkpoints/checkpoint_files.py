@@ -44,7 +44,8 @@ def check_files(folder: Path) -> str | None:
     """Compare the files in ``folder`` with its list. Without one, as older versions left it, nothing is known.
 
     Returns:
-        The first file that is gone or has another size, named with the folder; None if there is none.
+        The first file that is gone, has another size or lies outside, named with the folder, or that the list is none;
+        None if all is well.
     """
     try:
         listed = json.loads((folder / LIST_NAME).read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from hybrid_jax.long_context.config import LongContextConfig
 from hybrid_jax.long_context.corpus import Corpus
 from hybrid_jax.models import CausalLM
 
-CELLS_NAME, POSITIONS_NAME = "ruler.jsonl", "positions.json"
+_CELLS_NAME, POSITIONS_NAME = "ruler.jsonl", "positions.json"
 
 Say = Callable[[str], None]
 
@@ -55,14 +55,13 @@ def read_scores(folder: Path) -> Scores:
     """What a study's folder holds of scores; none where it holds none.
 
     Raises:
-        InputError: a line that is no score.
+        InputError: something that is no score.
         OSError: a file cannot be read.
     """
-    cells, positions = folder / CELLS_NAME, folder / POSITIONS_NAME
-    found = json.loads(positions.read_text(encoding="utf-8")) if positions.exists() else {}
+    cells, positions = folder / _CELLS_NAME, folder / POSITIONS_NAME
     return Scores(
         cells=read_cells(cells) if cells.exists() else [],
-        positions={name: [PositionScore(*each) for each in scores] for name, scores in found.items()},
+        positions=_read_positions(positions) if positions.exists() else {},
     )
 
 
@@ -114,6 +113,7 @@ def take_exam(
         say: gets a line before each task and the held-out text.
 
     Raises:
+        InputError: a question is too short for its task.
         OSError: a file cannot be written.
     """
     add_missing(
@@ -123,7 +123,7 @@ def take_exam(
         exam.tokenizer,
         exam.texts,
         batch_size=config.eval_batch_size,
-        path=config.output_folder / CELLS_NAME,
+        path=config.output_folder / _CELLS_NAME,
         say=say,
     )
     if name not in scores.positions:
@@ -131,7 +131,7 @@ def take_exam(
         scores.positions[name] = bits_by_position(
             model,
             exam.pieces,
-            position_edges(config),
+            _position_edges(config),
             border_token_id(model.config),
             batch_size=config.eval_batch_size,
         )
@@ -139,7 +139,17 @@ def take_exam(
             temporary.write_text(json.dumps(scores.positions) + "\n", encoding="utf-8")
 
 
-def position_edges(config: LongContextConfig) -> list[int]:
+def _read_positions(path: Path) -> dict[str, list[PositionScore]]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        return {name: [PositionScore(*each) for each in scores] for name, scores in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise InputError(
+            f"{path}: found {text[:80]!r}, expected a list of {', '.join(PositionScore._fields)} for each model"
+        ) from None
+
+
+def _position_edges(config: LongContextConfig) -> list[int]:
     """Eighths of pretraining's rows, each twice as long as the one before, to the end of extension's."""
     edges = [0, max(1, config.pretraining.sequence_length // 8)]
     while edges[-1] < config.extension.sequence_length:

@@ -3,23 +3,13 @@
 from pathlib import Path
 
 from hybrid_jax.atomic import write_then_rename
-from hybrid_jax.evaluation.ruler.report import PUBLISHED, mean_by_length
+from hybrid_jax.evaluation.ruler.report import PUBLISHED_LENGTH, mean_by_length, published_at
 from hybrid_jax.long_context.exam import Scores
 
 # A hue for each model, a line for each method.
 _COLORS = {"OLMo Hybrid": "#D55E00", "OLMo 3": "#0072B2"}
 _LINES = {"YaRN": "o--", "DRoPE": "s-"}
 _FAINT = {"alpha": 0.3, "markersize": 3, "linewidth": 1, "label": None}
-# Of pretraining's rows, of the models in the paper.
-_PUBLISHED_LENGTH = 8192
-
-
-def published_at(pretrained_length: int) -> dict[str, dict[int, float]]:
-    """The paper's scores of 7B models by name, at as many times ``pretrained_length`` as they were of their own."""
-    return {
-        name: {length * pretrained_length // _PUBLISHED_LENGTH: score for length, score in scores.items()}
-        for name, scores in PUBLISHED.items()
-    }
 
 
 def draw(scores: Scores, pretrained_length: int, image: Path) -> None:
@@ -50,7 +40,7 @@ def draw(scores: Scores, pretrained_length: int, image: Path) -> None:
         axes.grid(alpha=0.25)
     left.set(xlabel="length of the question (tokens)", ylabel="RULER score", ylim=(-3, 103))
     right.set(xlabel="position in the text (tokens, up to)", ylabel="bits per byte, held out")
-    title = f"pretrained at {pretrained_length:,}, then extended\n(faint: the paper's 7B, at {_PUBLISHED_LENGTH:,})"
-    left.legend(edgecolor="none", fontsize=9, title=title)
+    title = f"pretrained at {pretrained_length:,}, then extended\n(faint: the paper's 7B, at {PUBLISHED_LENGTH:,})"
+    left.legend(edgecolor="none", fontsize=9, title=title, loc="lower left", bbox_to_anchor=(0, 0.1))
     with write_then_rename(image) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

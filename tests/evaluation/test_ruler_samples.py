@@ -5,7 +5,7 @@ from collections import Counter
 from random import Random
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from hybrid_jax.errors import InputError
 from hybrid_jax.evaluation.ruler import TASKS, Texts, make_samples, read_haystack
@@ -46,6 +46,18 @@ def test_needles_of_the_asked_keys_are_the_answers(texts, task, seed):
     assert sample.reply == f" {sample.reply.strip()}"
     assert all(each in sample.reply for each in sample.answers)
     assert sample.prompt.endswith(" are" if len(sample.answers) > 1 else " is")
+
+
+def test_a_token_that_begins_texts_is_counted_before_questions_and_not_before_replies(texts, tokenizer):
+    def frame_and_answer(tokenizer):
+        with pytest.raises(InputError) as caught:
+            make_samples("niah_single_1", tokenizer, 10, 1, texts, with_reply=True)
+        return tuple(map(int, re.search(r"frame takes (\d+) and answer (\d+)", str(caught.value)).groups()))
+
+    frame, answer = frame_and_answer(tokenizer)
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.post_processor = processors.TemplateProcessing("? $A", special_tokens=[("?", 0)])
+    assert frame_and_answer(tokenizer) == (frame + 1, answer)
 
 
 def test_needles_lie_at_any_depth(texts):

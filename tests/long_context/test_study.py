@@ -20,13 +20,13 @@ from hybrid_jax.data.tokenizer import encode_documents, load_tokenizer, save_tok
 from hybrid_jax.errors import InputError
 from hybrid_jax.evaluation.ruler import make_samples, read_haystack
 from hybrid_jax.evaluation.ruler import report as ruler_report
-from hybrid_jax.evaluation.ruler.report import score_table
+from hybrid_jax.evaluation.ruler.report import published_at, score_table
 from hybrid_jax.evaluation.ruler.texts import Texts
 from hybrid_jax.long_context import study
 from hybrid_jax.long_context.config import LongContextConfig, StageConfig, TextConfig
 from hybrid_jax.long_context.corpus import lengths_of, prepare_corpus, write_needles
 from hybrid_jax.long_context.exam import POSITIONS_NAME, Scores, read_scores
-from hybrid_jax.long_context.figure import draw, published_at
+from hybrid_jax.long_context.figure import draw
 from hybrid_jax.models import count_parameters
 from hybrid_jax.training.schedule import ScheduleConfig
 from hybrid_jax.training.start import StartConfig
@@ -275,6 +275,15 @@ def test_the_settings_in_configs_have_models_of_one_size(path):
     config = load(LongContextConfig, path)
     assert config.extension.sequence_length == 8 * config.pretraining.sequence_length
     assert count_parameters(config.olmo3) == pytest.approx(count_parameters(config.olmo_hybrid), rel=0.01)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": [[0, 64]]}', '{"a": 1}'])
+def test_positions_that_are_no_scores_are_named(tmp_path, content):
+    (tmp_path / POSITIONS_NAME).write_text(content)
+    with pytest.raises(
+        InputError, match=r"positions\.json: found .*, expected a list of start, stop, bits_per"
+    ):
+        read_scores(tmp_path)
 
 
 def test_the_papers_scores_are_put_at_multiples_of_pretrainings_rows():

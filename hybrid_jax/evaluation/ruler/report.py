@@ -24,6 +24,8 @@ PUBLISHED: Mapping[str, Mapping[int, float]] = {
     "OLMo Hybrid 7B, YaRN (paper)": dict(zip(_LENGTHS, (92.8, 91.3, 90.0, 84.7, 76.9), strict=True)),
     "OLMo Hybrid 7B, DRoPE (paper)": dict(zip(_LENGTHS, (92.2, 89.8, 88.4, 86.2, 85.0), strict=True)),
 }
+# Tokens of pretraining's rows, of those models.
+PUBLISHED_LENGTH = 8192
 # Of Okabe and Ito: told apart by colour-blind readers too.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREYS = ("#444444", "#777777", "#AAAAAA")
@@ -112,6 +114,14 @@ def mean_by_length(cells: Iterable[Cell]) -> dict[str, dict[int, float]]:
     return {
         model: {length: float(np.mean(lengths[length])) for length in sorted(lengths)}
         for model, lengths in scores.items()
+    }
+
+
+def published_at(pretrained_length: int) -> dict[str, dict[int, float]]:
+    """The paper's scores of 7B models by name, at as many times ``pretrained_length`` as they were of their own."""
+    return {
+        name: {length * pretrained_length // PUBLISHED_LENGTH: score for length, score in scores.items()}
+        for name, scores in PUBLISHED.items()
     }
 
 
