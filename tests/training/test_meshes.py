@@ -181,6 +181,11 @@ def compiled_step(config: ModelConfig, sizes, batch_shape=(BATCH, LENGTH)):
     )
 
 
+@cache
+def compiled_text(name: str, **sizes: int) -> str:
+    return compiled_step(MODELS[name], sizes).as_text()
+
+
 def gathered_shapes(text: str) -> set[tuple[int, ...]]:
     found = re.findall(r"= \(?\w+\[([\d,]*)\]\S* all-gather(?:-start)?\(", text)
     return {tuple(int(size) for size in shape.split(",") if size) for shape in found}
@@ -190,7 +195,7 @@ def gathered_shapes(text: str) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2, "tensor": 2, "context": 2}])
 def test_only_parameters_and_segment_ids_are_gathered(name, sizes):
     config = MODELS[name]
-    text = compiled_step(config, sizes).as_text()
+    text = compiled_text(name, **sizes)
     rows = BATCH // sizes["fsdp"]
     kernels = {leaf.shape[-2:] for leaf in jax.tree.leaves(jax.eval_shape(partial(create_model, config)))}
     tensor = sizes.get("tensor", 1)
@@ -206,7 +211,7 @@ def test_only_parameters_and_segment_ids_are_gathered(name, sizes):
 
 
 def test_gradients_of_split_parameters_are_scattered_not_replicated():
-    text = compiled_step(MODELS["olmo3"], {"fsdp": 8}).as_text()
+    text = compiled_text("olmo3", fsdp=8)
     assert "reduce-scatter" in text
     # What is summed whole: norms, loss sums, gradient norms. Never a matrix.
     whole = re.findall(r"= \w+\[([\d,]*)\]\S* all-reduce(?:-start)?\(", text)
@@ -217,7 +222,7 @@ def test_gradients_of_split_parameters_are_scattered_not_replicated():
 
 
 def test_whole_parameters_are_gathered_again_and_not_kept_for_the_gradient():
-    text = compiled_step(MODELS["hybrid"], {"fsdp": 8}).as_text()
+    text = compiled_text("hybrid", fsdp=8)
     repeats, width, inner = 2, SHAPE["hidden_size"], SHAPE["intermediate_size"]
     assert f"f32[{repeats},{width // 8},{inner}]" in text
     assert f"f32[{repeats},{width},{inner}]" not in text
