@@ -56,7 +56,7 @@ def check_files(folder: Path) -> str | None:
     if not isinstance(listed, dict) or not all(isinstance(size, int) for size in listed.values()):
         return f"{folder}: {LIST_NAME} is no list of files"
     for name, size in listed.items():
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        if lies_outside(name):
             return f"{folder}: {LIST_NAME}: {name!r} lies outside the folder"
         try:
             found = (folder / name).stat().st_size
@@ -65,6 +65,12 @@ def check_files(folder: Path) -> str | None:
         if found != size:
             return f"{folder}: {name} has {found:,} bytes where {size:,} were written"
     return None
+
+
+def lies_outside(name: str) -> bool:
+    """Whether the name of a file, read from a checkpoint, may lead out of its folder."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
 
 
 @contextmanager

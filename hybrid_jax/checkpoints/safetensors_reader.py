@@ -4,13 +4,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it, without which safetensors refuses such tensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from hybrid_jax.checkpoints.checkpoint_files import lies_outside
 from hybrid_jax.errors import InputError
 
 SINGLE_FILE = "model.safetensors"
@@ -73,7 +74,7 @@ def _weight_files(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: no weights: expected {SINGLE_FILE} or {INDEX_FILE}{pickles}")
     names = _names_in_index(index)
     for name in names:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        if lies_outside(name):
             raise InputError(f"{index}: weight_map: {name!r} lies outside the folder")
         if not (folder / name).is_file():
             raise InputError(f"{index}: weight_map: found {name!r}, but there is no such file in {folder}")

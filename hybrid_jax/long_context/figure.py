@@ -23,14 +23,14 @@ def draw(scores: Scores, pretrained_length: int, image: Path) -> None:
 
     figure = Figure(figsize=(11.0, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    means = mean_by_length(scores.cells)
+    means, published = mean_by_length(scores.cells), published_at(pretrained_length)
     for name, positions in scores.positions.items():
         family, method = name.split(", ")
         style = {"color": _COLORS[family], "markersize": 5, "label": name}
         left.plot(list(means[name]), list(means[name].values()), _LINES[method], **style)
         ends = [each.stop for each in positions]
         right.plot(ends, [each.bits_per_byte for each in positions], _LINES[method], **style)
-        paper = published_at(pretrained_length).get(f"{family} 7B, {method} (paper)", {})
+        paper = published.get(f"{family} 7B, {method} (paper)", {})
         left.plot(list(paper), list(paper.values()), _LINES[method], **style | _FAINT)
     for axes in (left, right):
         axes.set_xscale("log", base=2)
