@@ -7,23 +7,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.environment import THREADS, xla_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Eight devices share the cores there are: on a busy machine one may come to a collective a minute after another, and
-# XLA ends the process after 40 seconds.
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    " --xla_cpu_collective_call_terminate_timeout_seconds=300"
-)
-# A device that waits in a collective holds a thread of XLA's pool. As many threads as devices, the default here, have
-# been seen to wait for each other for good; NPROC is how XLA is told to have more.
-os.environ["NPROC"] = "32"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}"
+os.environ["NPROC"] = THREADS
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-import jaxlib
-
-# In jaxlib 0.10 an older code generator can be had, with which compiling takes half as long.
-if jaxlib.version.__version_info__ < (0, 11):
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 import jax
 import jaxtyping

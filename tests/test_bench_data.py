@@ -1,17 +1,14 @@
 """The data benchmark runs and prints every way of reading."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.environment import ROOT, child_environment
 
 
 def bench(*flags: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "scripts/bench_data.py"), *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, env=child_environment(), timeout=240)
 
 
 def test_prints_rates_beside_what_training_takes():

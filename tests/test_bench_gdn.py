@@ -17,8 +17,8 @@ from scripts.gdn_bench.report import Report, attempt
 from scripts.gdn_bench.settings import Settings
 from scripts.gdn_bench.timing import Clock, floors
 from tests import fake_torch
+from tests.environment import ROOT
 
-ROOT = Path(__file__).parents[1]
 BROUGHT_BY_JAX = {"jax", "jaxtyping", "numpy", "scipy", "ml_dtypes"}
 BARE = """
 import sys

@@ -1,22 +1,16 @@
 """The training benchmark runs and prints both models."""
 
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.environment import ROOT, child_environment
 
 
 def bench(*flags: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "COLUMNS": "140",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
+    environment = child_environment(num_devices=2, COLUMNS="140")
     command = [sys.executable, str(ROOT / "scripts/bench_train.py"), "--preset", "60m", *flags]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 

@@ -14,9 +14,9 @@ from hybrid_jax.sharding import MeshConfig
 from hybrid_jax.training.metrics import read_metrics
 from hybrid_jax.training.run_config import RunConfig
 from hybrid_jax.yaml_config import from_command_line, to_yaml
+from tests.environment import ROOT, child_environment
 from tests.training.toy import ATTENTION_ONLY, toy_model, toy_run
 
-ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "scripts/launch"
 
 # Starts what srun would start on two hosts, with the variables SLURM sets there.
@@ -52,13 +52,11 @@ def test_slurm_script_starts_one_run_of_several_processes(tmp_path):
     srun.parent.mkdir()
     srun.write_text(SRUN.format(python=sys.executable))
     srun.chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{srun.parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "SLURM_JOB_ID": str(free_job_id()),
-        "SLURM_JOB_NAME": "my-run",
-    }
+    environment = child_environment(
+        PATH=f"{srun.parent}:{os.environ['PATH']}",
+        SLURM_JOB_ID=str(free_job_id()),
+        SLURM_JOB_NAME="my-run",
+    )
     command = [str(LAUNCH / "slurm.sh"), "registry/image:tag", "run.yaml", "--logging.interval", "1"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

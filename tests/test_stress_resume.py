@@ -1,6 +1,5 @@
 """A short version of the stress test: faults of processes, files, the disk and the figures, each once."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,16 +9,21 @@ from pathlib import Path
 import pytest
 
 from scripts.stress_resume import INTERVAL, NUM_STEPS, Run, Wrong
+from tests.environment import ROOT, child_environment
 
-ROOT = Path(__file__).parents[1]
 FAULTS = ("kill-saving", "worker", "truncated", "disk-full", "nan")
 
 
 def stress(*flags: object) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, str(ROOT / "scripts/stress_resume.py"), *map(str, flags)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    # Optimised: they run for longer than they compile.
+    return subprocess.run(
+        command,
+        env=child_environment(JAX_DISABLE_MOST_OPTIMIZATIONS="0"),
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The recipe's stages one after the other, from real text to a folder that transformers loads."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,24 +10,18 @@ import pytest
 import hybrid_jax
 from hybrid_jax.checkpoints.orbax_io import read_orbax
 from hybrid_jax.training.metrics import read_metrics
+from tests.environment import ROOT, child_environment
 
-ROOT = Path(__file__).parents[1]
 STAGES = ("pretrain", "midtrain", "midtrain_683", "long_context_yarn", "long_context_drope", "sft", "dpo")
-NUM_STEPS = 30
+NUM_STEPS = 21  # 20 of warmup in most stages
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """The folder of all stages."""
     folder = tmp_path_factory.mktemp("recipe")
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {
-        "PYTHON": sys.executable,
-        "JAX_PLATFORMS": "cpu",
-        "NUM_FILES": "60",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-    }
-    command = [str(ROOT / "scripts/tiny_recipe.sh"), "--num-steps", str(NUM_STEPS)]
+    environment = child_environment(compiled=folder / "compiled", PYTHON=sys.executable, NUM_FILES="20")
+    command = [str(ROOT / "scripts/tiny_recipe.sh"), "--num-steps", str(NUM_STEPS), "--batch-size", "4"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     return folder / "runs" / "tiny"

@@ -1,6 +1,5 @@
 """The command line: there and back, what it says, and how it fails."""
 
-import os
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ from hybrid_jax.checkpoints import save_orbax
 from hybrid_jax.errors import InputError
 from scripts import convert
 from tests.checkpoints.folders import CONFIG, random_model, tensors_of, write_folder
-from tests.house.source import ROOT
+from tests.environment import ROOT, child_environment
 
 
 @pytest.fixture
@@ -112,7 +111,6 @@ def test_inspect_tells_what_would_not_map(tmp_path, run):
 
 
 def test_bad_input_is_one_line_and_code_1(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [
         sys.executable,
         "scripts/convert.py",
@@ -120,7 +118,9 @@ def test_bad_input_is_one_line_and_code_1(tmp_path):
         str(tmp_path / "nowhere"),
         str(tmp_path / "out"),
     ]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=child_environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert (
         done.stderr

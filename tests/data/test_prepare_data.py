@@ -1,7 +1,6 @@
 """The command line of scripts/prepare_data.py: what it writes, what it says, and how it fails."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ from hybrid_jax.data.pipeline import make_batches
 from hybrid_jax.data.tokenizer import load_tokenizer
 from scripts import prepare_data
 from tests.data.chat_tokenizer import assistant, user, write_tokenizer
-from tests.house.source import ROOT
+from tests.environment import ROOT, child_environment
 from tests.training.toy import toy_data
 
 
@@ -53,7 +52,6 @@ def test_conversations_and_preferences(tmp_path, run):
 
 
 def test_bad_input_is_one_line_and_code_1(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     arguments = [
         "text",
         "absent.jsonl",
@@ -63,7 +61,9 @@ def test_bad_input_is_one_line_and_code_1(tmp_path):
         str(tmp_path / "o"),
     ]
     command = [sys.executable, "scripts/prepare_data.py", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=child_environment(), capture_output=True, text=True, check=False
+    )
     expected = f"{tmp_path / 'nowhere'}: found no tokenizer, expected a tokenizer.json or a folder with one"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {expected}\n")
     assert list(tmp_path.iterdir()) == []

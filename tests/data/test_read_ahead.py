@@ -8,7 +8,6 @@ import subprocess
 import sys
 from contextlib import closing
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from hybrid_jax.data.config import DataConfig, LoaderConfig, SourceConfig
 from hybrid_jax.data.pipeline import make_batches
 from hybrid_jax.data.read_ahead import ReadAhead
 from hybrid_jax.errors import InputError
+from tests.environment import child_environment
 
 LENGTH = 4
 
@@ -111,7 +111,7 @@ def test_workers_end_with_the_run(config, tmp_path, ending, code, stderr):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=child_environment(),
         start_new_session=True,
     )
     with process:

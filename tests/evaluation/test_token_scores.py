@@ -8,7 +8,11 @@ from tests.evaluation.models import hybrid_model, logits_of, olmo3_model, one_pa
 from tests.tolerances import FLOAT32_REORDERED
 
 
-@pytest.fixture(scope="module", params=[hybrid_model, olmo3_model], ids=["hybrid", "olmo3"])
+@pytest.fixture(
+    scope="module",
+    params=[hybrid_model, pytest.param(olmo3_model, marks=pytest.mark.slow)],
+    ids=["hybrid", "olmo3"],
+)
 def model(request):
     return request.param()
 

@@ -1,6 +1,5 @@
 """The command as people run it."""
 
-import os
 import subprocess
 import sys
 import time
@@ -11,12 +10,10 @@ import pytest
 from hybrid_jax.expressivity.config import StageConfig
 from hybrid_jax.expressivity.results import read_results
 from hybrid_jax.yaml_config import to_yaml
+from tests.environment import ROOT, child_environment
 from tests.expressivity.small import small_sweep, small_task
 
-ROOT = Path(__file__).parents[2]
-
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+ENVIRONMENT = child_environment()
 
 
 def command(*arguments):

@@ -37,7 +37,7 @@ def built(name: str) -> CausalLM:
     return random_model(CONFIGS[name])
 
 
-@pytest.fixture(params=["hybrid", "olmo3"])
+@pytest.fixture(params=["hybrid", pytest.param("olmo3", marks=pytest.mark.slow)])
 def model(request) -> CausalLM:
     return built(request.param)
 

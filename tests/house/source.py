@@ -4,7 +4,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.environment import ROOT
+
 PACKAGES = ("hybrid_jax", "pallas_kernels")
 
 

@@ -4,7 +4,8 @@ import ast
 
 import pytest
 
-from tests.house.source import PACKAGES, ROOT, parse, python_files
+from tests.environment import ROOT
+from tests.house.source import PACKAGES, parse, python_files
 
 MAX_LINES = 600
 FILES = python_files(*PACKAGES, "scripts", "tests")

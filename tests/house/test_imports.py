@@ -7,7 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-from tests.house.source import PACKAGES, ROOT, imported_modules, parse, python_files
+from tests.environment import ROOT
+from tests.house.source import PACKAGES, imported_modules, parse, python_files
 
 EVERYWHERE = {"errors", "cli", "atomic", "yaml_config", "differences", "claim", "orbax_failures", "processes"}
 # A part of the project -> the parts it may import besides itself and those in EVERYWHERE.

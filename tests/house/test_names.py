@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.house.source import PACKAGES, ROOT, python_files
+from tests.environment import ROOT
+from tests.house.source import PACKAGES, python_files
 
 FILES = python_files(*PACKAGES, "scripts")
 

@@ -1,27 +1,24 @@
 """The command as people run it."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from hybrid_jax.scaling import read_points
 from hybrid_jax.yaml_config import to_yaml
+from tests.environment import ROOT, child_environment
 from tests.ladder.small import small_ladder, small_size
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
 def start(*arguments) -> subprocess.Popen[str]:
     command = [sys.executable, "scripts/ladder.py", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 

@@ -19,7 +19,16 @@ CONFIGS = {
         rope_parameters=RopeParameters(full_attention=ROPE, sliding_attention=ROPE),
         tie_word_embeddings=True,
     ),
+    # Quick to compile, for what does not depend on how layers repeat.
+    "shallow": ModelConfig.preset(
+        "tiny",
+        num_hidden_layers=2,
+        layer_types=("linear_attention", "full_attention"),
+        tie_word_embeddings=True,
+    ),
 }
+# What olmo3 is made of is in mixed too.
+MODELS = ("hybrid", pytest.param("olmo3", marks=pytest.mark.slow), "mixed")
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> CausalLM:
@@ -35,7 +44,7 @@ def relative_error(found, expected) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.fixture(scope="session", params=CONFIGS)
+@pytest.fixture(scope="session", params=MODELS)
 def model(request) -> CausalLM:
     return random_model(CONFIGS[request.param])
 

@@ -10,7 +10,7 @@ import pytest
 
 from hybrid_jax.errors import InputError
 from scripts import run_notebooks
-from tests.house.source import ROOT
+from tests.environment import ROOT
 
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

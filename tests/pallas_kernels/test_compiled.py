@@ -1,19 +1,16 @@
 """The kernels compiled for an H200 that is not there, with CUDA's wheels and nothing else."""
 
-import os
 import re
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import jax
 import pytest
 
 from hybrid_jax.errors import InputError
 from scripts.compile_kernels import compile_kernel
-
-ROOT = Path(__file__).parents[2]
+from tests.environment import ROOT, child_environment
 
 pytestmark = [
     pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the kernels need jax 0.11"),
@@ -25,8 +22,7 @@ pytestmark = [
 
 def run(*command: str) -> str:
     # Whatever toolkit the machine has must not be needed.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    environment.pop("XLA_FLAGS", None)
+    environment = child_environment(PATH="/usr/bin:/bin", JAX_DISABLE_MOST_OPTIMIZATIONS="0")
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=400, env=environment
     )

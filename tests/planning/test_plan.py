@@ -1,6 +1,5 @@
 """Plans: what is kept and sent, and whole plans where CUDA's compiler is installed (the ``plan`` extra)."""
 
-import os
 import re
 import subprocess
 import sys
@@ -25,9 +24,9 @@ from hybrid_jax.training.schedule import ScheduleConfig, make_schedule
 from hybrid_jax.training.state import state_shapes
 from hybrid_jax.training.step import saved_activations
 from hybrid_jax.yaml_config import to_yaml
+from tests.environment import ROOT, child_environment
 from tests.training.toy import ATTENTION_ONLY, toy_model, toy_run
 
-ROOT = Path(__file__).parents[2]
 needs_cuda_compiler = pytest.mark.skipif(
     find_spec("jax_cuda13_plugin") is None, reason="needs the plan extra: pip install 'hybrid-jax[plan]'"
 )
@@ -100,9 +99,8 @@ def test_what_leaves_a_host_is_shared_by_its_network_cards():
 
 
 def plan(config: str | Path, *flags: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    # Whatever toolkit the machine has must not be needed.
-    environment["PATH"] = "/usr/bin:/bin"
+    # Whatever toolkit the machine has must not be needed. Optimised, as a plan is of what will run.
+    environment = child_environment(COLUMNS="120", PATH="/usr/bin:/bin", JAX_DISABLE_MOST_OPTIMIZATIONS="0")
     command = [sys.executable, str(ROOT / "scripts/plan.py"), str(ROOT / "configs" / config), *flags]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -125,9 +123,10 @@ def test_a_run_that_fits():
 
 
 @needs_cuda_compiler
-def test_a_run_that_does_not_fit_says_what_is_largest():
-    flags = ("--gpus", "1", "--kind", "a100-40gb", "--batch-size", "256", "--num-microbatches", "1")
-    done = plan("ladder/60m.yaml", *flags)
+def test_a_run_that_does_not_fit_says_what_is_largest(tmp_path):
+    run = toy_run(tmp_path, model=toy_model(**ATTENTION_ONLY), batch_size=2**22)
+    (tmp_path / "run.yaml").write_text(to_yaml(run))
+    done = plan(tmp_path / "run.yaml", "--gpus", "1", "--kind", "a100-40gb")
     assert done.returncode == 1
     assert re.search(
         r"it does not fit: [\d.]+ GiB where a run can have 36.8; the largest:\n +[\d.]+ GiB  ", done.stdout

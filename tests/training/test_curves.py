@@ -1,7 +1,6 @@
 """Pictures of runs: what is drawn where, of whole runs and of those that lack something."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,7 @@ from matplotlib.figure import Figure
 from hybrid_jax.errors import InputError
 from hybrid_jax.training.curves import _smoothed, plot_loss, plot_runs
 from hybrid_jax.training.metrics import JSONL_NAME
-
-ROOT = Path(__file__).parents[2]
+from tests.environment import ROOT, child_environment
 
 
 def write_metrics(folder, losses, name="train/CE loss", **others):
@@ -165,9 +163,8 @@ def test_bad_wishes_are_refused(tmp_path, options, expected):
 
 
 def script(*arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "scripts/plot.py"), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=120)
 
 
 def test_script(tmp_path):

@@ -91,6 +91,7 @@ def test_continued_without_its_reference_it_ends_in_the_same_bits(config, traine
     np.testing.assert_array_equal(np.load(reference), expected)
 
 
+@pytest.mark.slow
 def test_several_devices_give_the_same(config, trained, tmp_path):
     mesh = MeshConfig(fsdp=2, context=2)
     state = train(replace(config, output_folder=tmp_path / "mesh", mesh=mesh), jax.devices()[:4])
@@ -108,6 +109,7 @@ def test_contradictions(config):
         DpoConfig(beta=0.0)
 
 
+@pytest.mark.slow
 def test_the_reference_stays_that_of_the_first_start(config, tmp_path):
     text, folder = tmp_path / "text", tmp_path / "preferences"
     shutil.copytree(config.start_from.path, text)

@@ -53,13 +53,15 @@ MODELS = {
         rope_parameters=RopeParameters(full_attention=ROPE, sliding_attention=ROPE),
     ),
 }
+ALL_AXES = {"fsdp": 2, "context": 2, "tensor": 2}
+# The slow ones divide nothing in a way that the others do not.
 MESHES = (
     {"fsdp": 8},
     {"fsdp": 4, "tensor": 2},
-    {"tensor": 3},
     {"data": 2, "fsdp": 2, "context": 2},
     {"context": 8},
-    {"context": 4, "tensor": 2},
+    pytest.param({"tensor": 3}, marks=pytest.mark.slow),
+    pytest.param({"context": 4, "tensor": 2}, marks=pytest.mark.slow),
 )
 ON_MESHES = pytest.mark.parametrize("sizes", MESHES, ids=lambda s: " ".join(f"{a}{n}" for a, n in s.items()))
 SCHEDULE = make_schedule(ScheduleConfig(learning_rate=3e-4, warmup=2), 10)
@@ -91,13 +93,31 @@ def initial_state(config: ModelConfig) -> TrainState:
     return jax.device_get(create_state(config, optimizer_for(config), 0, mesh_of({})))
 
 
+@cache
+def compiled_step(
+    config: ModelConfig,
+    num_microbatches: int = 1,
+    batch_shape: tuple[int, int] = (BATCH, LENGTH),
+    **sizes: int,
+):
+    """A program for the tests that run it and for those that read it."""
+    mesh, optimizer = mesh_of(sizes), optimizer_for(config)
+    shapes = state_shapes(config, optimizer, 0, mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(batch_shape, np.int32, sharding=batch_sharding(mesh))
+        for name in ("input_ids", "labels", "segment_ids")
+    }
+    step = make_train_step(optimizer, SCHEDULE, LanguageModeling(1e-5), num_microbatches, mesh)
+    return step.lower(shapes, batch).compile()
+
+
 def run(config: ModelConfig, sizes, num_microbatches: int = 1) -> tuple[list[float], TrainState]:
     mesh, optimizer = mesh_of(sizes), optimizer_for(config)
     shapes = state_shapes(config, optimizer, 0, mesh)
     state = jax.tree.map(
         lambda leaf, shape: jax.device_put(leaf, shape.sharding), initial_state(config), shapes
     )
-    step = make_train_step(optimizer, SCHEDULE, LanguageModeling(1e-5), num_microbatches, mesh)
+    step = compiled_step(config, num_microbatches, **sizes)
     losses = []
     for seed in range(STEPS):
         state, metrics = step(state, jax.device_put(packed_batch(seed), batch_sharding(mesh)))
@@ -125,23 +145,28 @@ def test_five_steps_equal_those_of_one_device(sizes):
     assert_same_as_on_one_device("hybrid", losses, state)
 
 
-@pytest.mark.parametrize("sizes", [{"fsdp": 2, "context": 2, "tensor": 2}, {"context": 4}, {"context": 8}])
+@pytest.mark.parametrize(
+    "sizes", [ALL_AXES, pytest.param({"context": 4}, marks=pytest.mark.slow), {"context": 8}]
+)
 def test_windows_across_parts(sizes):
     losses, state = run(MODELS["olmo3"], sizes)
     assert_same_as_on_one_device("olmo3", losses, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["block", "dots"])
 def test_recomputing_changes_nothing_on_a_mesh(remat):
-    losses, state = run(MODELS["hybrid"].replace(remat=remat), {"fsdp": 2, "context": 2, "tensor": 2})
+    losses, state = run(MODELS["hybrid"].replace(remat=remat), ALL_AXES)
     assert_same_as_on_one_device("hybrid", losses, state)
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing_on_a_mesh():
     losses, state = run(MODELS["hybrid"], {"fsdp": 2, "context": 2}, num_microbatches=2)
     assert_same_as_on_one_device("hybrid", losses, state)
 
 
+@pytest.mark.slow
 def test_grouped_heads_and_four_parts():
     config = MODELS["hybrid"].replace(num_key_value_heads=2, linear_num_key_heads=3, linear_num_value_heads=6)
     (losses, state), (expected_losses, expected) = (run(config, sizes) for sizes in ({"context": 4}, {}))
@@ -150,6 +175,7 @@ def test_grouped_heads_and_four_parts():
         assert relative_error(leaf, named_parameters(expected.model)[path]) <= FLOAT32_RESHARDED, path
 
 
+@pytest.mark.slow
 def test_linear_layers_may_exchange_tokens_for_heads():
     losses, state = run(MODELS["hybrid"].replace(context_parallel="heads"), {"context": 2, "tensor": 3})
     assert_same_as_on_one_device("hybrid", losses, state)
@@ -169,33 +195,16 @@ def test_each_device_holds_its_share_of_the_same_initial_values(sizes):
     jax.tree.map(np.testing.assert_array_equal, state, initial_state(config))
 
 
-def compiled_step(config: ModelConfig, sizes, batch_shape=(BATCH, LENGTH)):
-    mesh, optimizer = mesh_of(sizes), optimizer_for(config)
-    shapes = state_shapes(config, optimizer, 0, mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct(batch_shape, np.int32, sharding=batch_sharding(mesh))
-        for name in ("input_ids", "labels", "segment_ids")
-    }
-    return (
-        make_train_step(optimizer, SCHEDULE, LanguageModeling(1e-5), 1, mesh).lower(shapes, batch).compile()
-    )
-
-
-@cache
-def compiled_text(name: str, **sizes: int) -> str:
-    return compiled_step(MODELS[name], sizes).as_text()
-
-
 def gathered_shapes(text: str) -> set[tuple[int, ...]]:
     found = re.findall(r"= \(?\w+\[([\d,]*)\]\S* all-gather(?:-start)?\(", text)
     return {tuple(int(size) for size in shape.split(",") if size) for shape in found}
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2, "tensor": 2, "context": 2}])
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, ALL_AXES])
 def test_only_parameters_and_segment_ids_are_gathered(name, sizes):
     config = MODELS[name]
-    text = compiled_text(name, **sizes)
+    text = compiled_step(config, **sizes).as_text()
     rows = BATCH // sizes["fsdp"]
     kernels = {leaf.shape[-2:] for leaf in jax.tree.leaves(jax.eval_shape(partial(create_model, config)))}
     tensor = sizes.get("tensor", 1)
@@ -211,7 +220,7 @@ def test_only_parameters_and_segment_ids_are_gathered(name, sizes):
 
 
 def test_gradients_of_split_parameters_are_scattered_not_replicated():
-    text = compiled_text("olmo3", fsdp=8)
+    text = compiled_step(MODELS["olmo3"], fsdp=8).as_text()
     assert "reduce-scatter" in text
     # What is summed whole: norms, loss sums, gradient norms. Never a matrix.
     whole = re.findall(r"= \w+\[([\d,]*)\]\S* all-reduce(?:-start)?\(", text)
@@ -222,16 +231,17 @@ def test_gradients_of_split_parameters_are_scattered_not_replicated():
 
 
 def test_whole_parameters_are_gathered_again_and_not_kept_for_the_gradient():
-    text = compiled_text("hybrid", fsdp=8)
+    text = compiled_step(MODELS["hybrid"], fsdp=8).as_text()
     repeats, width, inner = 2, SHAPE["hidden_size"], SHAPE["intermediate_size"]
     assert f"f32[{repeats},{width // 8},{inner}]" in text
     assert f"f32[{repeats},{width},{inner}]" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_activation_memory_falls_with_the_devices_that_share_a_row(name):
     whole, part = (
-        compiled_step(MODELS[name], sizes, batch_shape=(1, 8192)).memory_analysis().temp_size_in_bytes
+        compiled_step(MODELS[name], batch_shape=(1, 8192), **sizes).memory_analysis().temp_size_in_bytes
         for sizes in ({}, {"context": 8})
     )
     assert part <= whole / 6
@@ -264,6 +274,7 @@ def test_rows_of_65536_tokens_train_over_eight_devices():
     np.testing.assert_allclose(*figures, rtol=FLOAT32_RESHARDED)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mesh_continues_on_another(tmp_path):
     """A checkpoint knows nothing of the mesh it was written on."""
     on_mesh = toy_run(tmp_path, num_steps=4, batch_size=8, mesh=MeshConfig(fsdp=4, context=2))

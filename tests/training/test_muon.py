@@ -64,6 +64,7 @@ def test_every_matrix_of_every_layer_is_orthogonalised_and_nothing_else(name):
             assert "_proj" not in path
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing():
     fields = {"skip_step": SkipStepConfig(), "weight_decay": 0.1}
     expected = first_updates(MODELS["hybrid"], "muon", **fields)

@@ -58,7 +58,12 @@ def expected(model):
 
 @pytest.mark.parametrize(
     ("sizes", "num_microbatches"),
-    [({}, 1), ({}, 2), ({"data": 2, "fsdp": 2, "context": 2}, 1), ({"fsdp": 2, "tensor": 2}, 2)],
+    [
+        ({}, 1),
+        pytest.param({}, 2, marks=pytest.mark.slow),
+        pytest.param({"data": 2, "fsdp": 2, "context": 2}, 1, marks=pytest.mark.slow),
+        ({"fsdp": 2, "tensor": 2}, 2),
+    ],
     ids=str,
 )
 def test_loss_rewards_and_gradients(model, expected, sizes, num_microbatches):

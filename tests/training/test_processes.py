@@ -1,6 +1,5 @@
 """Real processes of scripts/train.py: stopped in every way, they end in the same bits as one never stopped."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -15,9 +14,9 @@ import pytest
 from hybrid_jax.training.metrics import read_metrics
 from hybrid_jax.training.run_config import CheckpointConfig, LoggingConfig
 from hybrid_jax.yaml_config import to_yaml
+from tests.environment import ROOT, child_environment
 from tests.training.toy import toy_run
 
-ROOT = Path(__file__).parents[2]
 NUM_STEPS, INTERVAL = 150, 7
 
 
@@ -35,13 +34,7 @@ class Runs:
             logging=LoggingConfig(interval=1),
         )
         self.config.write_text(to_yaml(run))
-        self._environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        self._environment |= {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "PYTHONPATH": str(ROOT),
-        }
+        self._environment = child_environment(compiled=folder / "compiled")
 
     def start(self, name: str, *flags: str, shell_prefix: str = "") -> subprocess.Popen:
         """Train into the folder ``name``."""

@@ -1,6 +1,5 @@
 """Real processes of one run on loopback: they compute what one process does, and end together however one ends."""
 
-import os
 import shutil
 import signal
 import socket
@@ -21,9 +20,9 @@ from hybrid_jax.training.metrics import read_metrics
 from hybrid_jax.training.run_config import CheckpointConfig, DpoConfig, LoggingConfig
 from hybrid_jax.training.start import StartConfig
 from hybrid_jax.yaml_config import to_yaml
+from tests.environment import ROOT, child_environment
 from tests.training.toy import LENGTH, toy_model, toy_run, write_pairs
 
-ROOT = Path(__file__).parents[2]
 NUM_DEVICES, NUM_STEPS, SAVED = 8, 6, 3
 ENDLESS = ("--num-steps", "1000000", "--checkpoint.interval", "1000000")
 
@@ -50,15 +49,9 @@ class Cluster:
         with closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={NUM_DEVICES // num_processes}"
-            " --xla_cpu_collective_call_terminate_timeout_seconds=300",
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / f"compiled_{num_processes}"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
+        environment = child_environment(
+            NUM_DEVICES // num_processes, compiled=self.folder / f"compiled_{num_processes}"
+        )
         command = [sys.executable, str(ROOT / "scripts/train.py"), str(self.config)]
         command += ["--output-folder", str(self.folder / name), *flags]
         processes = []
@@ -204,6 +197,7 @@ def test_another_number_of_processes_continues(cluster, two, num_processes):
     assert_same_run(cluster, name)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(cluster):
     processes = cluster.start("stopped", 2, *ENDLESS)
     wait_for_step(processes[0], 3)
@@ -215,6 +209,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(cluster):
     assert len(cluster.losses("stopped")) == step
 
 
+@pytest.mark.slow
 def test_all_end_in_time_when_one_is_given_a_grace_period(cluster):
     processes = cluster.start("grace", 2, *ENDLESS, "--checkpoint.grace-seconds", "0.001")
     wait_for_step(processes[0], 3)
@@ -225,6 +220,7 @@ def test_all_end_in_time_when_one_is_given_a_grace_period(cluster):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_all_pass_over_the_same_damaged_checkpoint(cluster, two):
     name = "two, damaged"
     shutil.copytree(cluster.folder / "two", cluster.folder / name)
@@ -240,7 +236,7 @@ def test_all_pass_over_the_same_damaged_checkpoint(cluster, two):
     assert_same_run(cluster, name)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_all_end_when_one_is_killed(cluster, killed):
     processes = cluster.start(f"killed {killed}", 2, *ENDLESS)
     wait_for_step(processes[0], 3)
@@ -255,6 +251,7 @@ def test_all_end_when_one_is_killed(cluster, killed):
         assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_all_end_when_one_hangs(cluster):
     processes = cluster.start("hanging", 2, *ENDLESS, "--distributed.heartbeat-timeout", "5")
     wait_for_step(processes[0], 3)
@@ -280,6 +277,7 @@ def test_the_first_error_of_any_process_ends_all_and_is_told_once(cluster):
     assert not (cluster.folder / "differing").exists()
 
 
+@pytest.mark.slow
 def test_all_end_when_one_cannot_write_its_part_of_a_checkpoint(cluster):
     flags = ("--num-steps", "1000000", "--checkpoint.interval", "5")
     # Files beyond 16 KiB fail as on a full disk.

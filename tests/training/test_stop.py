@@ -1,20 +1,18 @@
 """A grace period: a process that was asked to end does so in time, whatever it waits for."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from hybrid_jax.training.metrics import read_metrics
 from hybrid_jax.training.run_config import CheckpointConfig, LoggingConfig
 from hybrid_jax.yaml_config import to_yaml
+from tests.environment import child_environment
 from tests.training.toy import ATTENTION_ONLY, toy_model, toy_run
 
-ROOT = Path(__file__).parents[2]
 LONG_STEP = """
 import os, signal, sys, time
 from hybrid_jax.training.stop import StopRequest
@@ -66,11 +64,9 @@ trainer.train(load(RunConfig, pathlib.Path(sys.argv[1])))
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen:
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, env=child_environment(), stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.parametrize(
