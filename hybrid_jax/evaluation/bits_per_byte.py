@@ -8,7 +8,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from hybrid_jax.errors import InputError
 from hybrid_jax.evaluation.token_scores import Stretch, check_ids, score_stretches
@@ -28,7 +28,7 @@ class Document(NamedTuple):
     """
 
     name: str
-    ids: Int[np.ndarray, " n"]
+    ids: Integer[np.ndarray, " n"]
     num_bytes: int | None
 
 
@@ -143,7 +143,7 @@ def compressed_bits_per_byte(data: bytes) -> dict[str, float]:
     return {name: 8 * size / len(data) for name, size in sizes.items()}
 
 
-def pieces(ids: Int[np.ndarray, " n"], max_length: int | None) -> Iterator[Stretch]:
+def pieces(ids: Integer[np.ndarray, " n"], max_length: int | None) -> Iterator[Stretch]:
     """Stretches that score all of ``ids`` but the first once, each reading at most ``max_length`` tokens."""
     num_scored = len(ids) - 1
     longest = num_scored if max_length is None else max_length

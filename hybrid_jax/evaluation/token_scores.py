@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer
 
 from hybrid_jax.data.best_fit import best_fit
 from hybrid_jax.errors import InputError
@@ -38,7 +38,7 @@ class Stretch(NamedTuple):
         num_context: how many of them are given and not scored, from the first; at least one.
     """
 
-    ids: Int[np.ndarray, " n"]
+    ids: Integer[np.ndarray, " n"]
     num_context: int
 
 
@@ -89,7 +89,7 @@ class Labelled(NamedTuple):
         self.labels[row, start + stretch.num_context - 1 : stop] = stretch.ids[stretch.num_context :]
 
 
-def check_ids(ids: Sequence[int] | Int[np.ndarray, " n"], vocab_size: int, where: str) -> None:
+def check_ids(ids: Sequence[int] | Integer[np.ndarray, " n"], vocab_size: int, where: str) -> None:
     """Refuse tokens that the model does not have.
 
     Raises:

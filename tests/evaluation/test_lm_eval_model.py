@@ -19,7 +19,6 @@ from hybrid_jax.generation import generate
 from hybrid_jax.models import create_model
 from scripts import evaluate
 from tests.tolerances import LM_EVAL_LOG_LIKELIHOOD
-from tests.training.toy import ATTENTION_ONLY
 
 MAX_LENGTH, NUM_NEW = 48, 12
 PROSE = "the state of a hybrid layer is a matrix that each token decays, corrects and reads again"
@@ -27,7 +26,7 @@ WORDS = PROSE.replace(",", "").split()
 
 
 class Setting(NamedTuple):
-    """A random model, and the folder it is in: of one layer, as nothing here depends on its kind."""
+    """A random hybrid, and the folder it is in."""
 
     model: Any
     folder: Any
@@ -39,9 +38,8 @@ def setting(tmp_path_factory):
     save_tokenizer(train_tokenizer([PROSE], 300), root / "tokenizer")
     # Logits far enough apart that rounding does not decide what is likeliest.
     ids = {"vocab_size": 300, "eos_token_id": 0, "pad_token_id": 1}
-    config = ModelConfig.preset(
-        "tiny_olmo3", **ids, **ATTENTION_ONLY, hidden_size=32, intermediate_size=32, initializer_range=0.3
-    )
+    layers = {"num_hidden_layers": 2, "layer_types": ("linear_attention", "full_attention")}
+    config = ModelConfig.preset("tiny", **ids, **layers, initializer_range=0.3)
     save_pretrained(create_model(config), root / "hf", tokenizer_from=root / "tokenizer")
     return Setting(from_pretrained(root / "hf"), root / "hf")
 

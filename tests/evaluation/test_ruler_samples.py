@@ -7,6 +7,7 @@ from random import Random
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from hybrid_jax.data.tokenizer import train_tokenizer
 from hybrid_jax.errors import InputError
 from hybrid_jax.evaluation.ruler import TASKS, Texts, make_samples, read_haystack
 
@@ -120,6 +121,15 @@ def test_samples_fill_a_length(tokenizer, texts, task, length):
     assert len({sample.prompt for sample in samples}) == 3
     assert make_samples(task, tokenizer, length, 2, texts) == samples[:2]
     assert make_samples(task, tokenizer, length, 2, texts, seed=1) != samples[:2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["niah_multikey_3", "vt", "cwe"])
+def test_samples_of_pieces_of_words_fill_the_longest_length(texts, task):
+    tokenizer = train_tokenizer([read_haystack()[:50_000]], 1000)
+    (sample,) = make_samples(task, tokenizer, 65_536, 1, texts)
+    num_tokens = len(tokenizer.encode(sample.prompt).ids) + TASKS[task].max_new_tokens
+    assert 0.95 * 65_536 < num_tokens <= 65_536
 
 
 @pytest.mark.parametrize(

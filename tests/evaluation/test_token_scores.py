@@ -4,6 +4,7 @@ import pytest
 from hybrid_jax.evaluation import continuations
 from hybrid_jax.evaluation.continuations import score_continuations
 from hybrid_jax.evaluation.token_scores import Stretch, _lay_out, power_of_two, score_stretches
+from hybrid_jax.models import CausalLM
 from tests.evaluation.models import hybrid_model, logits_of, olmo3_model, one_pass, random_ids
 from tests.tolerances import FLOAT32_REORDERED
 
@@ -95,6 +96,30 @@ def test_continuations_of_shared_contexts_score_as_each_alone_and_the_context_is
     assert_as_in_one_pass(model, stretches, scores)
     assert scores[3].greedy.tolist() == [True]
     assert sum(read) == len(long) - 1 + len(middle) - 1 + sum(map(len, tails[:5]))
+
+
+def test_lengths_share_programs(monkeypatch):
+    traces = []
+    original = CausalLM.hidden_states_and_cache
+
+    def counted(*arguments):
+        traces.append(arguments[1].shape)
+        return original(*arguments)
+
+    monkeypatch.setattr(CausalLM, "hidden_states_and_cache", counted)
+
+    def score(context_lengths, tail_lengths):
+        contexts = [context for context in random_ids(*context_lengths) for _ in range(2)]
+        stretches = continued(contexts, random_ids(*tail_lengths))
+        # Three rows are met here alone, so that nothing is compiled before.
+        score_continuations(hybrid_model(), stretches, window=64, batch_size=3)
+
+    score((90, 70, 120), (1, 2, 3, 8, 7, 1))
+    assert traces == [(3, 128), (3, 8)], "one trace for contexts, one for their continuations"
+    score((80, 66, 119, 100, 77, 71), (4, 6, 1, 2, 3, 1, 5, 5, 2, 7, 8, 1))
+    assert len(traces) == 2
+    score((90, 70, 65), (1, 2, 3, 9, 7, 30))
+    assert traces[2:] == [(3, 32)], "longer continuations take another"
 
 
 @pytest.mark.parametrize(
