@@ -6,7 +6,6 @@ the examples before it, and their cache copied to a row for each question.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -26,6 +25,7 @@ from hybrid_jax.evaluation.token_scores import (
     score_stretches,
 )
 from hybrid_jax.models import Cache, CausalLM
+from hybrid_jax.models.cache import fork_rows
 
 # A shared context of fewer tokens is read again for each continuation: packed together they cost less.
 _FEWEST_SHARED = 16
@@ -205,21 +205,13 @@ def _read_windows(model: CausalLM, cache: Cache, tokens: Labelled, begin: int) -
     return cache
 
 
-@jax.jit
-def _fork(cache: Cache, rows: Int[Array, " B"]) -> Cache:
-    """Copies of the given rows."""
-    # In a layer's cache the dimension of repeats comes first.
-    layers = jax.tree.map(lambda leaf: leaf[:, rows], cache.layers)
-    row = {
-        name: getattr(cache, name)[rows] for name in ("length", "document", "segment_id", "document_start")
-    }
-    return replace(cache, layers=layers, **row)
+_fork = jax.jit(fork_rows)
 
 
 @jax.jit
 def _read_forks(model: CausalLM, cache: Cache, rows: Int[Array, " B"], tokens: Labelled) -> Scores:
     """Read each row of ``tokens`` after a copy of row ``rows`` of the cache."""
-    forks = _fork(cache, rows)
+    forks = fork_rows(cache, rows)
     ids, segment_ids, labels = map(jnp.asarray, tokens)
     hidden, _ = model.hidden_states_and_cache(ids, segment_ids, None, forks)
     return score_labels(model, hidden, labels)

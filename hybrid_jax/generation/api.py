@@ -34,7 +34,8 @@ def generate(
     """Continue each prompt.
 
     Rows do not see each other: with temperature 0 a prompt gives the same tokens alone and among others, and
-    otherwise the same for the same seed and place in ``prompts``, whatever stands after it.
+    otherwise the same for the same seed and place in ``prompts``, whatever stands after it. What all prompts begin with
+    is read once, in whole chunks of 512 tokens.
 
     The first call for a number of prompts and a cache size compiles (see ``cache_capacity``); other lengths within
     them, other temperatures, ``top_k``, ``top_p``, seeds and ``max_new_tokens`` reuse the program. While tokens are
@@ -136,9 +137,12 @@ def _bursts(
     for row, prompt in enumerate(prompts):
         input_ids[row, : len(prompt)] = prompt
 
-    rows = decoding.prefill(
-        model, input_ids, lengths, np.uint32(seed % 2**32), settings, capacity=capacity, chunk_size=chunk_size
+    sizes = {"capacity": capacity, "chunk_size": chunk_size}
+    num_common = _num_common_chunks(prompts, chunk_size)
+    beginning = (
+        decoding.read_beginning(model, input_ids[:1], np.int32(num_common), **sizes) if num_common else None
     )
+    rows = decoding.prefill(model, input_ids, lengths, np.uint32(seed % 2**32), settings, beginning, **sizes)
     yield _token_lists(rows.token[:, None])
     remaining = max_new_tokens - 1
     if remaining:
@@ -148,6 +152,15 @@ def _bursts(
         rows, made = decoding.decode(model, rows, settings, np.int32(num_steps))
         remaining -= num_steps
         yield _token_lists(made)
+
+
+def _num_common_chunks(prompts: list[np.ndarray], chunk_size: int) -> int:
+    """Chunks that all of several prompts begin with, and go on after."""
+    if len(prompts) == 1:
+        return 0
+    shortest = min(map(len, prompts)) - 1
+    same = np.all([prompt[:shortest] == prompts[0][:shortest] for prompt in prompts], axis=0)
+    return int(np.argmin(np.append(same, False))) // chunk_size
 
 
 def _token_lists(made: Array) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """What a layer remembers between calls, and the row's bookkeeping. Caches are returned, never mutated."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +120,16 @@ def init_cache(config: ModelConfig, batch_size: int, capacity: int, max_tokens_p
         layers.append(stacked)
     zeros = jnp.zeros((batch_size,), jnp.int32)
     return Cache(layers=tuple(layers), length=zeros, document=zeros, segment_id=zeros, document_start=zeros)
+
+
+def fork_rows(cache: Cache, rows: Int[Array, " B"]) -> Cache:
+    """Copies of the given rows of a stacked cache, each of which goes on by itself."""
+    # In a layer's cache the dimension of repeats comes first.
+    layers = jax.tree.map(lambda leaf: leaf[:, rows], cache.layers)
+    row = {
+        name: getattr(cache, name)[rows] for name in ("length", "document", "segment_id", "document_start")
+    }
+    return replace(cache, layers=layers, **row)
 
 
 def _init_layer(

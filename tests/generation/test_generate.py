@@ -101,6 +101,38 @@ def test_prefill_in_chunks_equals_prefill_at_once(model, prompts, monkeypatch):
     assert generate(model, prompts) == chunked
 
 
+@pytest.fixture
+def read(monkeypatch) -> list[int]:
+    """Chunks that were read once for several prompts, each time."""
+    counts: list[int] = []
+    original = decoding.read_beginning
+
+    def counted(model, input_ids, num_chunks, **sizes):
+        counts.append(int(num_chunks))
+        return original(model, input_ids, num_chunks, **sizes)
+
+    monkeypatch.setattr(decoding, "read_beginning", counted)
+    return counts
+
+
+def test_what_all_prompts_begin_with_is_read_once(model, prompts, read):
+    beginning, end = prompts[-1][: 2 * CHUNK + 3], prompts[1]
+    rows = [beginning + end[:9], beginning + end[1:2], beginning]
+    assert generate(model, rows) == [naive(model, row) for row in rows]
+    assert read == [2]
+    assert generate(model, rows[:1]) == [naive(model, rows[0])]
+    assert read == [2], "a prompt alone shares nothing"
+
+
+@pytest.mark.parametrize(
+    ("num_common", "num_chunks"), [(3 * CHUNK, 2), (2 * CHUNK - 1, 1), (CHUNK - 1, 0), (0, 0)]
+)
+def test_every_prompt_keeps_a_token_of_its_own(num_common, num_chunks):
+    first = np.arange(3 * CHUNK)
+    other = np.where(first < num_common, first, -1)
+    assert api._num_common_chunks([first, first, other], CHUNK) == num_chunks
+
+
 def test_going_on_from_what_was_made_equals_one_go(hybrid, prompts):
     whole = generate(hybrid, prompts)
     first = generate(hybrid, prompts, 5)
@@ -225,17 +257,19 @@ def test_memory_of_prefill_grows_with_the_prompt_not_its_square(shallow):
 
 
 def test_bfloat16_keeps_its_types_through_the_loops(shallow):
-    def both_loops():
+    def all_loops():
         model = create_model(shallow.config.replace(dtype="bfloat16"))
-        ids, lengths = np.zeros((2, 64), np.int32), np.full(2, 9, np.int32)
+        ids, lengths = np.zeros((2, 64), np.int32), np.full(2, 19, np.int32)
         sampled = settings(temperature=1.0, top_k=5, top_p=0.9)
-        rows = decoding.prefill(model, ids, lengths, np.uint32(0), sampled, capacity=64, chunk_size=16)
+        sizes = {"capacity": 64, "chunk_size": 16}
+        beginning = decoding.read_beginning(model, ids[:1], np.int32(1), **sizes)
+        rows = decoding.prefill(model, ids, lengths, np.uint32(0), sampled, beginning, **sizes)
         model, rows = decoding.unstack(model, rows)
         rows, made = decoding.decode(model, rows, sampled, np.int32(3))
         linear, attention = rows.cache.layers
         return linear.state, linear.q_tail, attention.k, made
 
-    types = [x.dtype for x in jax.eval_shape(both_loops)]
+    types = [x.dtype for x in jax.eval_shape(all_loops)]
     assert types == ["float32", "bfloat16", "bfloat16", "int32"]
 
 
@@ -245,7 +279,10 @@ def test_a_model_on_a_mesh_writes_the_same(shallow, three):
     placed = [
         jax.device_put(x, parameter_sharding(parameter_path(path), x.shape, mesh)) for path, x in leaves
     ]
-    assert generate(jax.tree.unflatten(structure, placed), three) == generate(shallow, three)
+    on_mesh = jax.tree.unflatten(structure, placed)
+    assert generate(on_mesh, three) == generate(shallow, three)
+    alike = [three[0] + [last] for last in range(3)]
+    assert generate(on_mesh, alike) == generate(shallow, alike)
 
 
 @pytest.mark.parametrize(
