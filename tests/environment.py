@@ -40,7 +40,7 @@ def child_environment(num_devices: int = 1, compiled: Path | None = None, **vari
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": str(ROOT),
     }
-    if num_devices == 1:  # it waits for no other, and steps are quicker with a thread for each core
+    if num_devices == 1:  # steps are quicker with a thread for each core
         del environment["NPROC"]
     if compiled is not None:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(compiled)

@@ -14,7 +14,7 @@ from hybrid_jax.sharding import MeshConfig
 from hybrid_jax.training.metrics import read_metrics
 from hybrid_jax.training.run_config import RunConfig
 from hybrid_jax.yaml_config import from_command_line, to_yaml
-from tests.environment import ROOT, child_environment
+from tests.environment import ROOT, THREADS, child_environment
 from tests.training.toy import ATTENTION_ONLY, toy_model, toy_run
 
 LAUNCH = ROOT / "scripts/launch"
@@ -56,6 +56,7 @@ def test_slurm_script_starts_one_run_of_several_processes(tmp_path):
         PATH=f"{srun.parent}:{os.environ['PATH']}",
         SLURM_JOB_ID=str(free_job_id()),
         SLURM_JOB_NAME="my-run",
+        NPROC=THREADS,  # the two wait for each other
     )
     command = [str(LAUNCH / "slurm.sh"), "registry/image:tag", "run.yaml", "--logging.interval", "1"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)

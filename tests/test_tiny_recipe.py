@@ -13,7 +13,7 @@ from hybrid_jax.training.metrics import read_metrics
 from tests.environment import ROOT, child_environment
 
 STAGES = ("pretrain", "midtrain", "midtrain_683", "long_context_yarn", "long_context_drope", "sft", "dpo")
-NUM_STEPS = 21  # 20 of warmup in most stages
+NUM_STEPS = 21  # pretraining warms up for 20
 # In nats, of the 0.9 by which pretraining falls: the four rows of a batch are 0.2 above or below another's.
 LEARNT = 0.5
 

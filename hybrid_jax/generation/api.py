@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Integer
 
 from hybrid_jax.config import ModelConfig
 from hybrid_jax.errors import InputError
@@ -18,7 +18,7 @@ _MAX_CHUNK = 512
 _MIN_CHUNK = 16
 _MIN_CAPACITY = 64
 
-Prompts = Sequence[Sequence[SupportsIndex] | Int[np.ndarray, " T"]]
+Prompts = Sequence[Sequence[SupportsIndex] | Integer[np.ndarray, " T"]]
 
 
 def generate(
@@ -38,8 +38,8 @@ def generate(
     is read once, in whole chunks of 512 tokens.
 
     The first call for a number of prompts and a cache size compiles (see ``cache_capacity``); other lengths within
-    them, other temperatures, ``top_k``, ``top_p``, seeds and ``max_new_tokens`` reuse the program. While tokens are
-    made the layers' weights are held twice.
+    them, other temperatures, ``top_k``, ``top_p``, seeds and ``max_new_tokens`` reuse the program; prompts that begin
+    alike have one of their own. While tokens are made the layers' weights are held twice.
 
     Args:
         model: the model.
@@ -137,12 +137,16 @@ def _bursts(
     for row, prompt in enumerate(prompts):
         input_ids[row, : len(prompt)] = prompt
 
-    sizes = {"capacity": capacity, "chunk_size": chunk_size}
-    num_common = _num_common_chunks(prompts, chunk_size)
-    beginning = (
-        decoding.read_beginning(model, input_ids[:1], np.int32(num_common), **sizes) if num_common else None
-    )
-    rows = decoding.prefill(model, input_ids, lengths, np.uint32(seed % 2**32), settings, beginning, **sizes)
+    def read_prompts() -> decoding.Rows:
+        sizes = {"capacity": capacity, "chunk_size": chunk_size}
+        beginning = None
+        if num_common := _num_common_chunks(prompts, chunk_size):
+            beginning = decoding.read_beginning(model, input_ids[:1], np.int32(num_common), **sizes)
+        return decoding.prefill(
+            model, input_ids, lengths, np.uint32(seed % 2**32), settings, beginning, **sizes
+        )
+
+    rows = read_prompts()  # and keep nothing else of it while tokens are made
     yield _token_lists(rows.token[:, None])
     remaining = max_new_tokens - 1
     if remaining:

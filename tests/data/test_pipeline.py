@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from hybrid_jax.data.mixture import epoch_order
 from hybrid_jax.data.packing import document_segment_ids, next_token_labels
 from hybrid_jax.data.pipeline import data_identity, fingerprint, make_batches
 from hybrid_jax.errors import InputError
+from tests.environment import child_environment
 
 VOCAB_SIZE, EOS, PAD, LENGTH, BATCH = 4096, 0, 1, 4, 3
 NUM_WINDOWS = 17  # five batches an epoch, two windows left over
@@ -137,7 +137,7 @@ def test_a_process_ends_at_once_and_quietly(config, ending, code, stderr):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        env=child_environment(),
     )
     with process:
         assert process.stdout.readline() == "running\n"

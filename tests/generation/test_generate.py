@@ -232,6 +232,10 @@ def test_lengths_and_settings_share_a_program(shallow, prompts, monkeypatch):
     assert len(traces) == 6, "sampling takes another program"
     generate(shallow, pair, 25, temperature=0.7, top_k=9, top_p=0.9, seed=1)
     assert len(traces) == 6
+    generate(shallow, [pair[0], pair[0][:40]])
+    assert traces[6:] == [(1, CHUNK), (2, CHUNK)], "prompts that begin alike are read by other programs"
+    generate(shallow, [pair[0][:20], pair[0][:19]])
+    assert len(traces) == 8
 
 
 def test_cache_sizes_are_few_and_not_much_too_large():

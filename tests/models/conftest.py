@@ -19,11 +19,12 @@ CONFIGS = {
         rope_parameters=RopeParameters(full_attention=ROPE, sliding_attention=ROPE),
         tie_word_embeddings=True,
     ),
-    # Quick to compile, for what does not depend on how layers repeat.
-    "shallow": ModelConfig.preset(
+    # One group that repeats: quick to compile.
+    "repeating": ModelConfig.preset(
         "tiny",
-        num_hidden_layers=2,
-        layer_types=("linear_attention", "full_attention"),
+        layer_types=("linear_attention", "sliding_attention") * 2,
+        sliding_window=6,
+        rope_parameters=RopeParameters(full_attention=ROPE, sliding_attention=ROPE),
         tie_word_embeddings=True,
     ),
 }

@@ -76,7 +76,7 @@ def test_windowed_layers_keep_only_their_window():
 
 def test_recomputation_changes_nothing(input_ids):
     def gradient(remat):
-        model = random_model(CONFIGS["shallow"].replace(remat=remat))
+        model = random_model(CONFIGS["repeating"].replace(remat=remat))
         return jax.jit(jax.grad(lambda m: jnp.sum(m.hidden_states(jnp.asarray(input_ids)) ** 2)))(model)
 
     plain = jax.tree.leaves(gradient("none"))

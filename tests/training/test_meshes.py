@@ -94,12 +94,7 @@ def initial_state(config: ModelConfig) -> TrainState:
 
 
 @cache
-def compiled_step(
-    config: ModelConfig,
-    num_microbatches: int = 1,
-    batch_shape: tuple[int, int] = (BATCH, LENGTH),
-    **sizes: int,
-):
+def compiled_step(config: ModelConfig, num_microbatches: int, batch_shape: tuple[int, int], **sizes: int):
     """A program for the tests that run it and for those that read it."""
     mesh, optimizer = mesh_of(sizes), optimizer_for(config)
     shapes = state_shapes(config, optimizer, 0, mesh)
@@ -111,13 +106,19 @@ def compiled_step(
     return step.lower(shapes, batch).compile()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_freed():
+    yield
+    compiled_step.cache_clear()
+
+
 def run(config: ModelConfig, sizes, num_microbatches: int = 1) -> tuple[list[float], TrainState]:
     mesh, optimizer = mesh_of(sizes), optimizer_for(config)
     shapes = state_shapes(config, optimizer, 0, mesh)
     state = jax.tree.map(
         lambda leaf, shape: jax.device_put(leaf, shape.sharding), initial_state(config), shapes
     )
-    step = compiled_step(config, num_microbatches, **sizes)
+    step = compiled_step(config, num_microbatches, (BATCH, LENGTH), **sizes)
     losses = []
     for seed in range(STEPS):
         state, metrics = step(state, jax.device_put(packed_batch(seed), batch_sharding(mesh)))
@@ -204,7 +205,7 @@ def gathered_shapes(text: str) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, ALL_AXES])
 def test_only_parameters_and_segment_ids_are_gathered(name, sizes):
     config = MODELS[name]
-    text = compiled_step(config, **sizes).as_text()
+    text = compiled_step(config, 1, (BATCH, LENGTH), **sizes).as_text()
     rows = BATCH // sizes["fsdp"]
     kernels = {leaf.shape[-2:] for leaf in jax.tree.leaves(jax.eval_shape(partial(create_model, config)))}
     tensor = sizes.get("tensor", 1)
@@ -220,7 +221,7 @@ def test_only_parameters_and_segment_ids_are_gathered(name, sizes):
 
 
 def test_gradients_of_split_parameters_are_scattered_not_replicated():
-    text = compiled_step(MODELS["olmo3"], fsdp=8).as_text()
+    text = compiled_step(MODELS["olmo3"], 1, (BATCH, LENGTH), fsdp=8).as_text()
     assert "reduce-scatter" in text
     # What is summed whole: norms, loss sums, gradient norms. Never a matrix.
     whole = re.findall(r"= \w+\[([\d,]*)\]\S* all-reduce(?:-start)?\(", text)
@@ -231,7 +232,7 @@ def test_gradients_of_split_parameters_are_scattered_not_replicated():
 
 
 def test_whole_parameters_are_gathered_again_and_not_kept_for_the_gradient():
-    text = compiled_step(MODELS["hybrid"], fsdp=8).as_text()
+    text = compiled_step(MODELS["hybrid"], 1, (BATCH, LENGTH), fsdp=8).as_text()
     repeats, width, inner = 2, SHAPE["hidden_size"], SHAPE["intermediate_size"]
     assert f"f32[{repeats},{width // 8},{inner}]" in text
     assert f"f32[{repeats},{width},{inner}]" not in text
@@ -241,7 +242,7 @@ def test_whole_parameters_are_gathered_again_and_not_kept_for_the_gradient():
 @pytest.mark.parametrize("name", MODELS)
 def test_activation_memory_falls_with_the_devices_that_share_a_row(name):
     whole, part = (
-        compiled_step(MODELS[name], batch_shape=(1, 8192), **sizes).memory_analysis().temp_size_in_bytes
+        compiled_step(MODELS[name], 1, (1, 8192), **sizes).memory_analysis().temp_size_in_bytes
         for sizes in ({}, {"context": 8})
     )
     assert part <= whole / 6
