@@ -14,15 +14,13 @@ from tests.environment import ROOT, child_environment
 
 STAGES = ("pretrain", "midtrain", "midtrain_683", "long_context_yarn", "long_context_drope", "sft", "dpo")
 NUM_STEPS = 21  # pretraining warms up for 20
-# In nats, of the 0.9 by which pretraining falls: the four rows of a batch are 0.2 above or below another's.
-LEARNT = 0.5
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """The folder of all stages."""
     folder = tmp_path_factory.mktemp("recipe")
-    environment = child_environment(compiled=folder / "compiled", PYTHON=sys.executable, NUM_FILES="20")
+    environment = child_environment(compiled=folder / "compiled", PYTHON=sys.executable, NUM_FILES="60")
     command = [str(ROOT / "scripts/tiny_recipe.sh"), "--num-steps", str(NUM_STEPS), "--batch-size", "4"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
@@ -42,9 +40,9 @@ def test_every_stage_goes_on_where_the_one_before_ended(runs):
     course = {stage: losses(runs, stage) for stage in STAGES}
     assert all(len(each) == NUM_STEPS for each in course.values())
     assert course["pretrain"][0] == pytest.approx(np.log(1024), abs=0.3)
-    assert course["pretrain"][-1] < course["pretrain"][0] - LEARNT
+    assert course["pretrain"][-1] < course["pretrain"][0] - 0.7
     for stage in ("midtrain", "midtrain_683", "long_context_yarn", "long_context_drope"):
-        assert course[stage][0] < course["pretrain"][0] - LEARNT, stage
+        assert course[stage][0] < course["pretrain"][0] - 0.7, stage
     assert np.mean(course["sft"][-5:]) < course["sft"][0]
     assert course["dpo"][0] == pytest.approx(np.log(2), rel=1e-5)
 
