@@ -45,6 +45,22 @@ def optimized() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of token ids, one for each time that reading on from a cache is traced to be compiled."""
+    from hybrid_jax.models import CausalLM
+
+    shapes: list[tuple[int, ...]] = []
+    original = CausalLM.hidden_states_and_cache
+
+    def counted(*arguments):
+        shapes.append(arguments[1].shape)
+        return original(*arguments)
+
+    monkeypatch.setattr(CausalLM, "hidden_states_and_cache", counted)
+    return shapes
+
+
 @pytest.fixture(autouse=True, scope="module")
 def room_for_programs() -> Iterator[None]:
     """Compiled programs are freed, after a module that leaves many.

@@ -4,7 +4,6 @@ import pytest
 from hybrid_jax.evaluation import continuations
 from hybrid_jax.evaluation.continuations import score_continuations
 from hybrid_jax.evaluation.token_scores import Stretch, _lay_out, power_of_two, score_stretches
-from hybrid_jax.models import CausalLM
 from tests.evaluation.models import hybrid_model, logits_of, olmo3_model, one_pass, random_ids
 from tests.tolerances import FLOAT32_REORDERED
 
@@ -98,16 +97,7 @@ def test_continuations_of_shared_contexts_score_as_each_alone_and_the_context_is
     assert sum(read) == len(long) - 1 + len(middle) - 1 + sum(map(len, tails[:5]))
 
 
-def test_lengths_share_programs(monkeypatch):
-    traces = []
-    original = CausalLM.hidden_states_and_cache
-
-    def counted(*arguments):
-        traces.append(arguments[1].shape)
-        return original(*arguments)
-
-    monkeypatch.setattr(CausalLM, "hidden_states_and_cache", counted)
-
+def test_lengths_share_programs(traces):
     def score(context_lengths, tail_lengths):
         contexts = [context for context in random_ids(*context_lengths) for _ in range(2)]
         stretches = continued(contexts, random_ids(*tail_lengths))

@@ -209,15 +209,7 @@ def test_sampling_depends_on_seed_and_row_alone(shallow, three):
     assert generate(shallow, three[:1], seed=1, **options) == one[:1]
 
 
-def test_lengths_and_settings_share_a_program(shallow, prompts, monkeypatch):
-    traces = []
-    original = CausalLM.hidden_states_and_cache
-
-    def counted(*arguments):
-        traces.append(arguments[1].shape)
-        return original(*arguments)
-
-    monkeypatch.setattr(CausalLM, "hidden_states_and_cache", counted)
+def test_lengths_and_settings_share_a_program(shallow, prompts, traces):
     # Two rows are met here alone, so that nothing is compiled before.
     pair = [prompts[-1], prompts[0]]
     generate(shallow, pair)
