@@ -121,7 +121,9 @@ def text_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     ]
     files = [path for path in found if path.is_file()]
     if not files:
-        raise InputError(f"{folder}: found no files ending in {' or '.join(suffixes)}")
+        raise InputError(
+            f"{folder}: found no files ending in {' or '.join(suffixes)} (suffixes names others)"
+        )
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 

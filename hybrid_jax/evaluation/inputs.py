@@ -77,7 +77,9 @@ def read_documents(
         except InputError as error:
             if not path.exists():
                 raise
-            raise InputError(f"{error}, text ({', '.join(suffixes)}), or a token shard (.npy)") from error
+            raise InputError(
+                f"{error}, text ({', '.join(suffixes)}; suffixes names others), or a token shard (.npy)"
+            ) from error
     if tokenizer is None:
         raise InputError(f"{path}: found text and no tokenizer, expected one to make tokens with")
     texts = iter([_read_text(path)]) if is_text else read_texts(path, text_field, suffixes)

@@ -151,7 +151,9 @@ def test_a_folder_gives_its_text_files_by_relative_path(tmp_path):
     check_input(tmp_path)
     assert list(read_texts(tmp_path, "text", [".txt", ".md"])) == ["a", "", "é", "b\r\n", "d"]
     assert list(read_texts(tmp_path, "text", [".txt"], skip=2)) == ["b\r\n", "d"]
-    with pytest.raises(InputError, match=r"found no files ending in \.rst or \.tex"):
+    with pytest.raises(
+        InputError, match=r"found no files ending in \.rst or \.tex \(suffixes names others\)"
+    ):
         list(read_texts(tmp_path, "text", [".rst", ".tex"]))
     (tmp_path / "b.txt").write_bytes(b"\xff")
     with pytest.raises(InputError, match=r"b\.txt: expected UTF-8 text"):

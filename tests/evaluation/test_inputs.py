@@ -61,7 +61,7 @@ def test_documents_of_a_shard_end_across_blocks_and_at_its_end(tmp_path, monkeyp
         (
             "a.docx",
             b"x",
-            r"a.docx: found a file of unknown kind, .* or a folder of text files, text \(.txt\), or a token",
+            r"a.docx: found a file of unknown kind, .* text \(.txt; suffixes names others\), or a token",
         ),
         ("a.txt", b"\xff", r"a.txt: expected UTF-8"),
         ("a.txt", b"", r"a.txt: document 0: found an empty document"),
