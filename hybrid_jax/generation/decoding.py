@@ -47,20 +47,6 @@ class Settings:
     stops: Bool[Array | np.ndarray, " V"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class Beginning:
-    """What all prompts begin with.
-
-    Attributes:
-        cache: of one row that has read it.
-        num_chunks: of ``chunk_size`` tokens, which it is.
-    """
-
-    cache: Cache
-    num_chunks: Integer[Array | np.ndarray, ""]
-
-
 @partial(jax.jit, static_argnames=("capacity", "chunk_size"))
 def read_beginning(
     model: CausalLM,
@@ -69,15 +55,15 @@ def read_beginning(
     *,
     capacity: int,
     chunk_size: int,
-) -> Beginning:
-    """Read the first ``num_chunks`` chunks of one prompt, as ``prefill`` does, for all prompts that have them."""
+) -> Cache:
+    """Read the first ``num_chunks`` chunks of one prompt, for ``prefill`` to go on from with all that have them."""
 
     def read_chunk(number: Array, cache: Cache) -> Cache:
         ids = jax.lax.dynamic_slice_in_dim(input_ids, number * chunk_size, chunk_size, axis=1)
         return model.hidden_states_and_cache(ids, jnp.ones_like(ids), None, cache)[1]
 
     cache = init_cache(model.config, 1, capacity, max_tokens_per_call=chunk_size)
-    return Beginning(cache=jax.lax.fori_loop(0, num_chunks, read_chunk, cache), num_chunks=num_chunks)
+    return jax.lax.fori_loop(0, num_chunks, read_chunk, cache)
 
 
 @partial(jax.jit, static_argnames=("capacity", "chunk_size"))
@@ -87,7 +73,7 @@ def prefill(
     lengths: Int[Array, " B"],
     seed: Integer[Array, ""],
     settings: Settings,
-    beginning: Beginning | None = None,
+    beginning: Cache | None = None,
     *,
     capacity: int,
     chunk_size: int,
@@ -102,7 +88,8 @@ def prefill(
         lengths: tokens of each prompt, at least 1.
         seed: where the rows' random keys come from.
         settings: how to choose tokens.
-        beginning: what is read of all prompts, less than any of them; None reads them from their first token on.
+        beginning: of one row that has read whole chunks which all prompts begin with, and go on after; None reads
+            prompts from their first token on.
         capacity: most tokens a row's cache will hold.
         chunk_size: tokens of each row read at once.
     """
@@ -121,11 +108,11 @@ def prefill(
     if beginning is None:
         cache = init_cache(model.config, batch, capacity, max_tokens_per_call=chunk_size)
     else:
-        cache = fork_rows(beginning.cache, jnp.zeros((batch,), jnp.int32))
-    first = 0 if beginning is None else beginning.num_chunks
+        cache = fork_rows(beginning, jnp.zeros((batch,), jnp.int32))
     last = jnp.zeros((batch, model.config.hidden_size), model.config.dtype)
     num_chunks = -(-jnp.max(lengths) // chunk_size)
-    cache, last = jax.lax.fori_loop(first, num_chunks, read_chunk, (cache, last))
+    num_read = cache.length[0] // chunk_size
+    cache, last = jax.lax.fori_loop(num_read, num_chunks, read_chunk, (cache, last))
     rows = Rows(
         cache=cache,
         token=jnp.zeros((batch,), jnp.int32),
