@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,6 +10,7 @@ from hybrid_jax.errors import InputError
 from hybrid_jax.generation.api import cache_capacity
 from hybrid_jax.models import count_parameters
 from scripts import bench_decode
+from tests.environment import ROOT
 
 SMALLER = {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
 
@@ -47,7 +47,7 @@ def test_a_cache_has_room_for_the_context_and_no_more():
 
 
 def test_the_table_in_the_documentation_is_that_of_the_results_beside_it():
-    docs = Path(__file__).parents[1] / "docs"
+    docs = ROOT / "docs"
     page = (docs / "long_context.md").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in (docs / "results/decode_cpu.jsonl").read_text().splitlines()]
     assert [row["context"] for row in rows] == list(bench_decode.Bench().lengths)

@@ -1,7 +1,5 @@
 """Configurations: those in the repository, and what is refused."""
 
-from pathlib import Path
-
 import pytest
 
 from hybrid_jax.config import ModelConfig
@@ -11,9 +9,10 @@ from hybrid_jax.expressivity.config import StageConfig, SweepConfig
 from hybrid_jax.expressivity.published import PUBLISHED
 from hybrid_jax.expressivity.tasks import TASKS
 from hybrid_jax.yaml_config import load
+from tests.environment import ROOT
 from tests.expressivity.small import small_sweep, small_task
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "expressivity").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs" / "expressivity").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -1,13 +1,13 @@
 """Best, median, table and figure from a file of results."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from hybrid_jax.errors import InputError
 from hybrid_jax.expressivity.figure import draw
 from hybrid_jax.expressivity.results import Run, markdown_table, read_results, summarize
+from tests.environment import ROOT
 from tests.expressivity.small import made_up
 
 
@@ -69,6 +69,6 @@ def test_a_line_that_is_no_result_is_refused(tmp_path, line):
 
 
 def test_the_table_in_the_documentation_is_that_of_the_results_beside_it():
-    docs = Path(__file__).parents[2] / "docs"
+    docs = ROOT / "docs"
     table = markdown_table(read_results(docs / "results" / "expressivity_cpu.jsonl"))
     assert table.strip() in (docs / "expressivity.md").read_text(encoding="utf-8")

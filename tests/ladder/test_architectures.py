@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +19,9 @@ from hybrid_jax.models.paths import named_parameters
 from hybrid_jax.models.tokens import describe_tokens
 from hybrid_jax.scaling.points import ARCHITECTURES
 from hybrid_jax.yaml_config import load, to_mapping
+from tests.environment import ROOT
 
-FOLDER = Path(__file__).parents[2] / "configs/scaling"
+FOLDER = ROOT / "configs/scaling"
 # Layers of the 60M and the 190M: G Gated DeltaNet, F attention to all, W attention in a window.
 LAYERS = {
     "olmo3": ("WWWFWWWF", "WWWFWWWFWWWF"),

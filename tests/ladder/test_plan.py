@@ -14,9 +14,10 @@ from hybrid_jax.models import count_parameters
 from hybrid_jax.training.optimizer import OptimizerConfig
 from hybrid_jax.training.run_config import CheckpointConfig, RunConfig
 from hybrid_jax.yaml_config import load
+from tests.environment import ROOT
 from tests.ladder.small import small_ladder, small_size
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 # Of no consequence where no layer is linear.
 LINEAR = ("linear_key_head_dim", "linear_value_head_dim")
 

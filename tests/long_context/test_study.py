@@ -32,6 +32,7 @@ from hybrid_jax.training.schedule import ScheduleConfig
 from hybrid_jax.training.start import StartConfig
 from hybrid_jax.yaml_config import load
 from scripts.long_context import position_table
+from tests.environment import ROOT
 
 VOCAB_SIZE = 2000
 ROPE = Rope(rope_theta=10_000.0)
@@ -269,7 +270,7 @@ def test_contradictions_are_named(config, changes, message):
 
 
 @pytest.mark.parametrize(
-    "path", sorted(Path("configs/long_context").glob("*.yaml")), ids=lambda path: path.stem
+    "path", sorted((ROOT / "configs/long_context").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_the_settings_in_configs_have_models_of_one_size(path):
     config = load(LongContextConfig, path)
@@ -292,7 +293,7 @@ def test_the_papers_scores_are_put_at_multiples_of_pretrainings_rows():
 
 
 def test_the_tables_in_the_documentation_are_those_of_the_results_beside_it():
-    docs = Path(__file__).parents[2] / "docs"
+    docs = ROOT / "docs"
     scores = read_scores(docs / "results" / "long_context_cpu")
     page = (docs / "long_context.md").read_text(encoding="utf-8")
     for table in (score_table(scores.cells, published_at(512)), position_table(scores)):

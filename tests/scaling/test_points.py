@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 
@@ -7,6 +6,7 @@ from hybrid_jax.errors import InputError
 from hybrid_jax.scaling import append_point, read_points
 from hybrid_jax.scaling.points import ARCHITECTURES, by_architecture
 from hybrid_jax.yaml_config import to_mapping
+from tests.environment import ROOT
 from tests.scaling.ladder import point, points
 
 
@@ -85,7 +85,7 @@ def test_bad_file_is_named(tmp_path):
 
 
 def test_the_losses_in_the_documentation_are_those_of_the_results_beside_it():
-    docs = Path(__file__).parents[2] / "docs"
+    docs = ROOT / "docs"
     page = (docs / "scaling_laws.md").read_text(encoding="utf-8")
     runs: dict[tuple[str, str, int], dict[float, float]] = {}
     for each in read_points(docs / "results" / "ladder_cpu.jsonl"):

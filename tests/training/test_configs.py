@@ -1,7 +1,6 @@
 """Every shipped configuration of a single run is a valid one."""
 
 from functools import partial
-from pathlib import Path
 
 import jax
 import pytest
@@ -11,8 +10,9 @@ from hybrid_jax.training.optimizer import make_optimizer
 from hybrid_jax.training.run_config import RunConfig
 from hybrid_jax.training.schedule import make_schedule
 from hybrid_jax.yaml_config import load
+from tests.environment import ROOT
 
-FOLDER = Path(__file__).parents[2] / "configs"
+FOLDER = ROOT / "configs"
 # Of several runs each, and tested with what makes runs of them.
 OTHERS = ("expressivity", "long_context", "scaling")
 CONFIGS = sorted(path for path in FOLDER.rglob("*.yaml") if path.relative_to(FOLDER).parts[0] not in OTHERS)

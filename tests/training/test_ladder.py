@@ -12,8 +12,9 @@ from hybrid_jax.training.optimizer import OptimizerConfig
 from hybrid_jax.training.run_config import RunConfig
 from hybrid_jax.training.skip_step import SkipStepConfig
 from hybrid_jax.yaml_config import from_command_line, load
+from tests.environment import ROOT
 
-FOLDER = Path(__file__).parents[2] / "configs/ladder"
+FOLDER = ROOT / "configs/ladder"
 LENGTH, DEVICES = 8192, 8
 # arXiv 2604.03444, Table 22: peak learning rate and target batch in thousands of tokens.
 PUBLISHED = {
