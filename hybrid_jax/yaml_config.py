@@ -12,7 +12,8 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, Union
 
@@ -179,11 +180,12 @@ def _build_dataclass(cls: type[C], content: Any, source: str, field: str) -> C:
     if not isinstance(content, Mapping):
         raise InputError(f"{prefix}found {_describe(content)}, expected a mapping of {cls.__name__} fields")
     values = dict(content)
-    preset = None
-    if hasattr(cls, "preset") and "preset" in values:
-        preset = _convert(str, values.pop("preset"), source, _join(field, "preset"))
+    make: Callable[..., C] = cls
+    preset = getattr(cls, "preset", None)
+    if preset is not None and "preset" in values:
+        make = partial(preset, _convert(str, values.pop("preset"), source, _join(field, "preset")))
     hints = typing.get_type_hints(cls)
-    fields = {each.name: each for each in dataclasses.fields(cls) if each.init}  # type: ignore[arg-type]  # C is one
+    fields = _fields(cls)
     for name in values:
         if name not in fields:
             raise InputError(f"{source}: unknown field {_join(field, name)!r}{_suggestion(name, fields)}")
@@ -194,15 +196,13 @@ def _build_dataclass(cls: type[C], content: Any, source: str, field: str) -> C:
         and each.default is dataclasses.MISSING
         and each.default_factory is dataclasses.MISSING
     ]
-    if missing and preset is None:
+    if missing and make is cls:
         raise InputError(f"{prefix}missing fields: {', '.join(missing)}")
     converted = {
         name: _convert(hints[name], value, source, _join(field, name)) for name, value in values.items()
     }
     try:
-        if preset is None:
-            return cls(**converted)
-        return cls.preset(preset, **converted)  # type: ignore[attr-defined]  # hasattr
+        return make(**converted)
     except InputError as error:
         message = str(error).removeprefix(f"{field}.")
         raise InputError(f"{source}: {_join(field, message)}") from None
@@ -241,7 +241,7 @@ def _convert_union(members: tuple[Any, ...], value: Any, source: str, field: str
     if isinstance(value, Mapping) and all(dataclasses.is_dataclass(member) for member in members):
         # The kind of section with most of the fields, so that what is wrong is told of that one.
         return _convert(
-            max(members, key=lambda each: len(_field_names(each) & value.keys())), value, source, field
+            max(members, key=lambda each: len(_fields(each).keys() & value.keys())), value, source, field
         )
     # The exact type wins, so that 3 stays an int in ``int | float``.
     for member in sorted(members, key=lambda each: each is not type(value)):
@@ -253,8 +253,9 @@ def _convert_union(members: tuple[Any, ...], value: Any, source: str, field: str
     raise _wrong_type(Union[members], value, source, field)  # noqa: UP007  members are known at run time
 
 
-def _field_names(cls: Any) -> set[str]:
-    return {each.name for each in dataclasses.fields(cls)}
+def _fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
+    """By name, those that are given to make one."""
+    return {each.name: each for each in dataclasses.fields(cls) if each.init}
 
 
 def _convert_tuple(hint: Any, value: Sequence[Any], source: str, field: str) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.utils.capture import capture_output
-from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from hybrid_jax.checkpoints import from_pretrained, load_orbax, save_orbax, save_pretrained
 from hybrid_jax.data.prepare import prepare_stdlib_corpus
@@ -69,8 +69,7 @@ for path in sorted(folder.iterdir()):
 
 # %%
 ours = named_parameters(model)
-with safe_open(folder / "model.safetensors", "numpy") as file:
-    theirs = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a file is no dictionary
+theirs = load_file(folder / "model.safetensors")
 
 for our_name, their_name in {
     "embed_tokens.embedding": "model.embed_tokens.weight",

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -422,8 +423,8 @@ def train_harmed(kind: str, step: int) -> None:
     """Train as scripts/train.py does, but with ``kind`` of harm done to one step."""
     make = trainer.make_train_step
     harm = {"nan": _with_nan}[kind]
-    trainer.make_train_step = lambda *all_of: harm(make(*all_of), step)  # type: ignore[assignment]  # on purpose, here only
-    trainer.train(from_command_line(RunConfig))
+    with patch.object(trainer, "make_train_step", lambda *all_of: harm(make(*all_of), step)):
+        trainer.train(from_command_line(RunConfig))
 
 
 def _with_nan(train_step: TrainStep, at: int) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

@@ -243,7 +243,7 @@ def _colors(count: int) -> list[Any]:
     from matplotlib import colormaps
 
     if count <= 10:
-        return list(colormaps["tab10"].colors[:count])  # type: ignore[attr-defined]  # of a listed colormap
+        return list(colormaps["tab10"](np.arange(count)))
     return list(colormaps["turbo"](np.linspace(0.05, 0.95, count)))
 
 
